@@ -1,0 +1,59 @@
+# Everything sets itself up in .venv from constraints.txt on first use.
+SHELL  := /bin/bash
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DATA   ?=
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab docs samples notebooks readme hooks clean
+
+help:                  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; say where: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: this Python cannot make virtual environments (on Debian: apt-get install python3-venv)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about 6 GB, a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)         ## train, calibrate, evaluate on data_samples, or DATA=<manifest folder>
+	$(BIN)/wedefense-nb demo $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+test: $(READY)         ## notebooks, properties, golden values, hygiene
+	rm -rf nbs/runs nbs/recipes/runs
+	$(BIN)/nbdev-test --timing
+	$(BIN)/python -m pytest -n 2 --durations=10
+
+lab: $(READY)          ## the course in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
+
+docs: $(READY)         ## the web site, in _docs/ (needs quarto)
+	@command -v quarto >/dev/null || \
+	  { echo "error: quarto is not installed: get it at https://quarto.org/docs/get-started/ and run 'make docs' again"; exit 1; }
+	PATH="$(abspath $(BIN)):$$PATH" nbdev-docs
+
+samples: $(READY)      ## make the embedded corpus again (Debian packages: see tools/make_samples.py)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[samples]'
+	$(BIN)/python tools/make_samples.py
+
+notebooks: $(READY)    ## execute all notebooks in place, export, clean (NB=nbs/00_task.ipynb for one)
+	rm -rf nbs/runs nbs/recipes/runs
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level=WARN $(or $(NB),nbs/*.ipynb nbs/recipes/*.ipynb)
+	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
+	$(MAKE) readme
+
+readme: $(READY)       ## README.md from nbs/index.ipynb
+	$(BIN)/python tools/make_readme.py
+
+hooks: $(READY)        ## git hooks: clean notebooks, merge them by cell
+	PATH="$(abspath $(BIN)):$$PATH" nbdev-install-hooks
+
+clean:                 ## remove what tests and docs leave behind (not .venv, not runs/)
+	rm -rf _proc _docs build nbs/runs nbs/recipes/runs .ruff_cache .hypothesis *.egg-info

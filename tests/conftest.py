@@ -1,0 +1,40 @@
+"""Shared fixtures. Everything runs offline on data_samples/ and on small things made here."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["TQDM_DISABLE"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from wedefense_nb.manifest import Manifest  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(__file__).parent / "data"
+
+torch.set_num_threads(1)  # pytest runs one process a core
+settings.register_profile("repo", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("repo")
+
+
+@pytest.fixture(scope="session")
+def samples() -> Manifest:
+    return Manifest.read(ROOT / "data_samples")
+
+
+@pytest.fixture(scope="session")
+def few(samples) -> Manifest:
+    """A small corpus with all splits, both classes and partial fakes."""
+    u = samples.utterances
+    rows = [g.head(8) for _, g in u[u.kind != "spliced"].groupby(["split", "label", "kind"])]
+    return samples.subset(utt=[utt for g in rows for utt in g.utt])
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+    np.random.seed(0)
