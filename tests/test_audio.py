@@ -69,13 +69,14 @@ def test_channels_are_averaged(tmp_path):
     assert np.allclose(load(tmp_path / "x.wav")[0], 0.25 + np.linspace(-0.25, 0.25, 800), atol=1e-6)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-@pytest.mark.parametrize("keep", [0.5, 0.9, 0.97])
+# Of an mp3 at 0.97 less than two packets are missing: that is within the format's own padding.
+CUTS = [(s, keep) for s in ("wav", "flac", "ogg", "mp3") for keep in (0.5, 0.9, 0.97) if (s, keep) != ("mp3", 0.97)]
+
+
+@pytest.mark.parametrize("suffix, keep", CUTS)
 def test_truncated_files_are_refused(tmp_path, suffix, keep):
     sf.write(tmp_path / "whole.bin", tone(16000, 2.0), 16000, format={"ogg": "OGG"}.get(suffix, suffix.upper()))
     data = (tmp_path / "whole.bin").read_bytes()
-    if suffix == "mp3" and keep == 0.97:
-        pytest.skip("less than two packets are missing: within the format's own padding")
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(AudioError, match=path.name):
@@ -145,4 +146,4 @@ def test_resample_leaves_no_ghost_above_the_limit():
 
 def test_player_embeds_a_small_sound():
     html = play(0.1 * tone(16000)[:, 0], "a tone").data
-    assert "audio/flac;base64" in html and "a tone" in html and len(html) < 40_000
+    assert "audio/mpeg;base64" in html and "a tone" in html and len(html) < 40_000

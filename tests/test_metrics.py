@@ -9,7 +9,19 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wedefense_nb import metrics
-from wedefense_nb.metrics import auc, cllr, confidence_interval, det, eer, looks_inverted, min_cllr, min_dcf, report, roc, show
+from wedefense_nb.metrics import (
+    auc,
+    cllr,
+    confidence_interval,
+    det,
+    eer,
+    looks_inverted,
+    min_cllr,
+    min_dcf,
+    report,
+    roc,
+    show,
+)
 
 from .conftest import DATA
 

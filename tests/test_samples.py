@@ -104,3 +104,12 @@ def test_the_probe_finds_a_planted_shortcut(samples, table):
     planted = table.copy()
     planted[:, 0] += 4000 * (samples.utterances.label == "spoof").to_numpy()
     assert probe(planted, samples) < 0.40
+
+
+def test_readme_counts_what_is_there(samples):
+    text, u = (CORPUS / "README.md").read_text(), samples.utterances
+    assert text.count(f"{len(u)} short utterances") == 1
+    for split, x in u.groupby("split"):
+        bona, fake = x[x.label == "bonafide"], x[x.label == "spoof"]
+        counts = f"{bona.speaker.nunique()} | {len(bona)} ({(bona.kind == 'spliced').sum()})"
+        assert f"| {split} | {counts} | {(fake.kind == 'full').sum()} | {(fake.kind == 'partial').sum()} |" in text

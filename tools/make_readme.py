@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 def readme() -> str:
     """The index as Markdown, its links seen from the repository's root."""
     text, _ = MarkdownExporter().from_filename(str(ROOT / "nbs" / "index.ipynb"))
-    text = text.replace("](../", "](").replace(".ipynb)", ".ipynb)")
+    text = text.replace("](../", "](")
     for name in sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")):
         text = text.replace(f"]({name})", f"](nbs/{name})")
     return "<!-- made from nbs/index.ipynb by `make readme`: edit the notebook -->\n\n" + text.strip() + "\n"

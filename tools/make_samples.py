@@ -189,7 +189,7 @@ def corpus(recorded: pd.DataFrame, folder: Path) -> Manifest:
     jobs = [(s, bona.subset(split=s), SEEN) for s in ("train", "dev")]
     jobs += [("eval", bona.subset(utt=in_eval[i::3].tolist()), vocoders) for i, vocoders in enumerate(EVAL)]
     parts = []
-    for i, (split, source, vocoders) in enumerate(jobs):
+    for i, (_, source, vocoders) in enumerate(jobs):
         made = forge(source, folder / f"forged{i}", vocoders, 0.38, 0.1, SEED, channel=microphone)
         parts.append((made.utterances.assign(path=[str(x) for x in made.paths()]), made.segments))
     other = recorded[recorded.attack != ""].assign(kind="full", source=lambda u: u.utt, donor="")

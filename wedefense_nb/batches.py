@@ -140,7 +140,7 @@ def class_balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(np.concatenate(halves))
 
 # %% ../nbs/14_batches.ipynb #2d4bc7c0
-def bucketed(order: np.ndarray, durations: np.ndarray, batch_size: int, rng: np.random.Generator, pool: int = 16):
+def bucketed(order: np.ndarray, durations: np.ndarray, batch_size: int, rng: np.random.Generator, pool: int = 16) -> list:
     """Cut an order into batches of similar durations: sort within pools of `pool` batches, then shuffle batches.
 
     Returns

@@ -11,15 +11,16 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
-from .task import BONAFIDE, SPOOF, bayes_threshold, check_trials, prior_log_odds
+from .task import BONAFIDE, SPOOF, bayes_threshold, check_trials, posterior, prior_log_odds
 
 # %% ../nbs/61_calibration.ipynb #7dafe14e
-def logits_to_llr(logits, counts: dict[str, float], classes=("spoof", "bonafide"), equal_attacks: bool = False):
+def logits_to_llr(logits, counts: dict[str, float], classes=("spoof", "bonafide"), equal_attacks: bool = False) -> np.ndarray:
     """LLRs from a network's logits: the training proportions are taken out.
 
     Parameters
@@ -105,7 +106,7 @@ class AffineCalibration(TransformerMixin, BaseEstimator):
         return self.a_ * np.asarray(X, dtype=float) + self.b_
 
 # %% ../nbs/61_calibration.ipynb #ec527188
-def reliability(llr, labels, p_spoof: float = 0.5, bins: int = 10):
+def reliability(llr, labels, p_spoof: float = 0.5, bins: int = 10) -> pd.DataFrame:
     """How often trials of a predicted probability are bona fide, at a given prior.
 
     Returns
@@ -114,10 +115,6 @@ def reliability(llr, labels, p_spoof: float = 0.5, bins: int = 10):
         One row a bin: `predicted` (mean posterior), `observed` (share of bona fide, classes reweighted
         to the prior), `count`.
     """
-    import pandas as pd
-
-    from wedefense_nb.task import posterior
-
     llr, labels = check_trials(llr, labels)
     p, n_bona = posterior(llr, p_spoof), (labels == BONAFIDE).sum()
     weight = np.where(labels == BONAFIDE, (1 - p_spoof) / n_bona, p_spoof / (len(labels) - n_bona))

@@ -69,7 +69,7 @@ def merge_parameters(known: dict[str, dict], file: Path | None, pairs: list[str]
         values[name] = _as_type(name, value, known[name]["default"])
     return values
 
-
+# %% ../nbs/94_cli.ipynb #1078d534
 def _as_type(name: str, value, default):
     if isinstance(default, float) and not isinstance(value, (bool, float)):
         try:
@@ -131,7 +131,7 @@ app = typer.Typer(help="Detect fake speech: run recipes, score recordings, evalu
 Param = Annotated[list[str] | None, typer.Option("-p", "--param", metavar="NAME VALUE", help="Set a parameter; repeat.")]
 
 
-@app.command(epilog="Example: `wedefense-nb run detection -f params/data_samples/lcnn_lstm.yaml -p epochs 5`")
+@app.command(epilog="Example: `wedefense-nb run detection -f params/data_samples/resnet18.yaml -p epochs 5`")
 def run(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe in nbs/recipes, or a notebook's path.")],
     file: Annotated[Path | None, typer.Option("-f", "--file", help="YAML file with parameters.", exists=True)] = None,

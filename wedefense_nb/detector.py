@@ -149,7 +149,7 @@ class Identity(nn.Module):
 REGISTRY: dict[str, Callable[..., Detector]] = {}
 
 
-def register(name: str):
+def register(name: str) -> Callable:
     """Decorator: make a function that returns a `Detector` known to `build` under this name."""
 
     def add(function: Callable[..., Detector]) -> Callable[..., Detector]:

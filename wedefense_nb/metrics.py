@@ -184,7 +184,7 @@ def _replicates(scores, labels, groups, n: int, seed: int):
 # %% ../nbs/60_metrics.ipynb #c7a9b71a
 def confidence_interval(
     metric, scores, labels, groups=None, n: int = 1000, level: float = 0.95, seed: int = 0, progress=False, **options
-):
+) -> "Interval | dict[str, Interval]":
     """Percentile-bootstrap `Interval` of one metric, or a dict of several from the same replicates.
 
     Parameters
@@ -251,7 +251,7 @@ def det(scores, labels) -> pd.DataFrame:
     points = roc(scores, labels)
     return points.assign(x=norm.ppf(points.pfa), y=norm.ppf(points.pmiss))
 
-
+# %% ../nbs/60_metrics.ipynb #38946dbc
 def plot_det(systems: dict, labels, n: int = 0, seed: int = 0, ax=None):
     """Draw DET curves on normal-deviate axes; with `n` > 0 bootstrap bands (95 %) from as many replicates.
 

@@ -7,6 +7,9 @@ __all__ = ['SPOOF', 'BONAFIDE', 'LABELS', 'COLORS', 'label_ids', 'bayes_threshol
            'check_trials', 'operating_points', 'equal_error', 'use_style', 'check']
 
 # %% ../nbs/00_task.ipynb #dfa66e99
+import base64
+import io
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -193,12 +196,27 @@ COLORS = {"bonafide": "#1f77b4", "spoof": "#ff7f0e"}
 
 
 def use_style() -> None:
-    """Set the figure style of the whole book (seaborn's white grid, 100 dpi, a small wide figure)."""
+    """Set the figure style of the whole book: white grid, 100 dpi, small and wide, pages of few kilobytes."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     sns.set_theme(context="notebook", style="whitegrid", font_scale=0.9)
     plt.rcParams.update({"figure.dpi": 100, "figure.figsize": (7, 3), "figure.constrained_layout.use": True})
+    if "ipykernel" in sys.modules:
+        import matplotlib_inline.backend_inline  # noqa: F401  (sets its own formatter, so it must come first)
+        from IPython import get_ipython
+
+        get_ipython().display_formatter.formatters["image/png"].for_type(plt.Figure, _small_png)
+
+
+def _small_png(figure) -> str:
+    """A figure as base64 PNG with 64 colours: a third of the size, to the eye the same."""
+    from PIL import Image
+
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png", bbox_inches="tight")
+    Image.open(full).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
 
 # %% ../nbs/00_task.ipynb #6163bbd5
 def check(answer, want, hint: str = "look again at the definition above") -> str:

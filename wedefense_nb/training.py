@@ -227,20 +227,19 @@ def _train_epoch(run: Run, bar: tqdm) -> None:
         if state["step"] % config.save_every == 0 and state["step"] % len(plan):
             run.save()
 
-
+# %% ../nbs/50_training.ipynb #1d1a9337
 def _end_epoch(run: Run, bar: tqdm) -> None:
     """Score dev, note the epoch, keep its weights."""
     state, accelerator, steps = run.state, run.accelerator, len(run.batches(run.epoch))
     table = score(run.model, run.dev, run.config.batch_size, accelerator, run.config.workers)
     rate = equal_error(*operating_points(table.score, label_ids(table.label))[1:])
-    row = {"epoch": run.epoch, "train_loss": state["loss"] / steps, "dev_eer": rate}
-    row["lr"] = run.optimizer.param_groups[0]["lr"]
+    lr = run.optimizer.param_groups[0]["lr"]
+    row = {"epoch": run.epoch, "train_loss": state["loss"] / steps, "dev_eer": rate, "lr": lr}
     if accelerator.is_main_process:
         weights = accelerator.unwrap_model(run.model).state_dict()
         _save_atomically(lambda p: save_file({k: v.contiguous().cpu() for k, v in weights.items()}, p), run.file(run.epoch))
     accelerator.log({"dev/eer": rate}, state["step"])
-    state["history"].append(row)
-    state["loss"] = 0.0
+    state["history"], state["loss"] = [*state["history"], row], 0.0
     run.save()
     keep = chosen_epochs(run.dev_eers, run.config.average, run.config.average_by) + chosen_epochs(run.dev_eers, 1)
     for epoch in set(range(run.epoch)) - set(keep):
