@@ -153,10 +153,8 @@ def decode(path) -> tuple[np.ndarray, int]:
         samples, rate, promised = _decode_av(path)
     if samples.shape[1] == 0:
         raise AudioError(f"{path}: no samples (a header without sound, or truncated)")
-    if samples.shape[1] < promised - 2400:
-        raise AudioError(f"{path}: truncated, {samples.shape[1]} of {promised} frames could be read")
-    if _is_cut(path):
-        raise AudioError(f"{path}: truncated, the file ends after {samples.shape[1]} frames and should go on")
+    if _is_cut(path) or samples.shape[1] < promised - 2400:
+        raise AudioError(f"{path}: truncated, only {samples.shape[1]} frames could be read")
     return samples, rate
 
 # %% ../nbs/10_audio.ipynb #8a877bec
