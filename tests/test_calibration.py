@@ -103,8 +103,8 @@ def test_json_round_trip(tmp_path):
     c = AffineCalibration(0.3).fit(s, y)
     back = load_calibration(save_calibration(c, tmp_path / "c.json", fitted_on="dev"))
     assert np.array_equal(back.transform(s), c.transform(s)) and back.p_spoof == 0.3
-    (tmp_path / "c.json").write_text('{"kind": "pav"}')
-    with pytest.raises(ValueError, match="unknown kind 'pav'"):
+    (tmp_path / "c.json").write_text('{"kind": "spline"}')
+    with pytest.raises(ValueError, match="unknown kind 'spline'"):
         load_calibration(tmp_path / "c.json")
 
 

@@ -9,19 +9,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wedefense_nb import metrics
+from wedefense_nb.comparison import breakdown, paired_test, plot_breakdown, plot_det
 from wedefense_nb.metrics import (
     auc,
     cllr,
     confidence_interval,
     det,
     eer,
-    looks_inverted,
     min_cllr,
     min_dcf,
     report,
     roc,
     show,
 )
+from wedefense_nb.task import at_threshold, looks_inverted, plot_scores
 
 from .conftest import DATA
 
@@ -194,9 +195,87 @@ def test_figures_draw_the_house_colours():
     rng = np.random.default_rng(0)
     y = np.arange(60) % 2
     s = rng.normal(size=60) + 2 * y
-    ax = metrics.plot_scores(s, y)
+    ax = plot_scores(s, y)
     used = {to_hex(p.get_facecolor()) for p in ax.patches}
     assert {COLORS["bonafide"], COLORS["spoof"]} <= used and ax.get_xlabel() and ax.get_ylabel()
-    ax = metrics.plot_det({"x": s, "y": (s[:30], y[:30])}, y, n=20)
-    assert len(ax.lines) == 2 and len(ax.collections) == 2
+    ax = plot_det({"x": s, "y": (s[:30], y[:30])}, y, n=20)
+    assert len(ax.lines) == 6 and len(ax.collections) == 2
     plt.close("all")
+
+
+@pytest.mark.parametrize("name", [n for n, v in ORACLE["vectors"].items() if "at_threshold_0" in v])
+def test_decisions_at_a_threshold(name):
+    v = ORACLE["vectors"][name]
+    want, (s, y) = v["at_threshold_0"], vector(v["file"])
+    if want["tp"] + want["fp"] == 0:
+        with pytest.warns(UserWarning, match="nothing is called spoof"):
+            got = at_threshold(s, y)
+    else:
+        got = at_threshold(s, y)
+    for key in ("precision", "recall", "f1", "balanced_accuracy"):
+        assert close(got[key], want[key]), key
+
+
+def test_positive_class_is_named():
+    s, y = [0.9, 0.4, 0.6, 0.1], [1, 1, 0, 0]
+    a, b = (at_threshold(s, y, 0.5, positive=p) for p in ("spoof", "bonafide"))
+    assert a["balanced_accuracy"] == b["balanced_accuracy"] == 0.5
+    with pytest.raises(ValueError):
+        at_threshold(s, y, positive="fake")
+
+
+def test_redrawn_counts_equal_a_recomputation():
+    rng = np.random.default_rng(0)
+    s, y = rng.normal(size=300).round(1), rng.integers(0, 2, 300)
+    table = metrics.Resampler(s, y)
+    for weight in metrics.draw_weights(300, None, 3, seed=1):
+        again = metrics.count(np.repeat(s, weight), np.repeat(y, weight))
+        for name, core in metrics.CORES.items():
+            assert core(table.counts(weight)) == pytest.approx(core(again), abs=1e-12), name
+
+
+def test_options_reach_their_metric_and_unknown_ones_are_refused():
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    s = rng.normal(size=200) + 2 * y
+    both = confidence_interval(["eer", "min_dcf"], s, y, n=20, p_spoof=0.5, method="rocch")
+    assert both["eer"].value == eer(s, y, "rocch") and both["min_dcf"].value == min_dcf(s, y, p_spoof=0.5)
+    with pytest.raises(ValueError, match="unknown metrics"):
+        confidence_interval("EER", s, y, n=5)
+    with pytest.raises(ValueError, match="options"):
+        confidence_interval("eer", s, y, n=5, prior=0.5)
+
+
+def test_paired_test_sees_what_two_intervals_cannot():
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 2
+    base = rng.normal(size=600) + 1.5 * y
+    better, worse = base + 0.2 * rng.normal(size=600), base + 0.9 * rng.normal(size=600)
+    alone = [confidence_interval("eer", s, y, n=300) for s in (better, worse)]
+    assert alone[0].high > alone[1].low  # they overlap
+    test = paired_test("eer", better, worse, y, n=300)
+    assert test.high < 0 and test.p_value < 0.05 and test.value == pytest.approx(alone[0].value - alone[1].value)
+    assert paired_test("eer", base, base, y, n=50)[:4] == (0, 0, 0, 1)
+    assert paired_test("min_dcf", better, worse, y, groups=np.arange(600) // 10, n=100).replicates == 100
+
+
+def test_breakdown_by_attack_and_by_a_condition_with_both_classes():
+    y = np.r_[np.ones(40, int), np.zeros(80, int)]
+    rng = np.random.default_rng(0)
+    s = np.r_[rng.normal(2, 1, 40), rng.normal(-3, 1, 40), rng.normal(2, 1, 40)]
+    attack = [""] * 40 + ["easy"] * 40 + ["hard"] * 40
+    table = breakdown("eer", s, y, attack, n=50).set_index("condition")
+    assert table.index.tolist() == ["hard", "easy", "pooled", "average"]
+    assert table.loc["easy", "value"] < 0.05 < 0.35 < table.loc["hard", "value"]
+    assert table.loc["hard", ["bonafide", "spoof"]].tolist() == [40, 40]
+    assert table.loc["average", "value"] == pytest.approx((table.value["easy"] + table.value["hard"]) / 2)
+    assert table.loc["pooled", "value"] == eer(s, y)
+    codec = ["mp3", "none", "opus"] * 40
+    table = breakdown("eer", s, y, codec, n=50).set_index("condition")
+    assert table.bonafide.drop(["pooled", "average"]).sum() == 40 and (table.low <= table.value + 1e-9).drop("average").all()
+    lonely = breakdown("eer", s, y, np.where(np.arange(120) < 100, "a", "b"), n=20).set_index("condition")
+    assert np.isnan(lonely.loc["b", "value"]) and lonely.loc["b", "spoof"] == 20  # shown, not dropped
+    with pytest.raises(ValueError, match="3 conditions"):
+        breakdown("eer", s, y, ["a"] * 3)
+    ax = plot_breakdown(table.reset_index())
+    assert len(ax.get_yticklabels()) == 4 and "EER" in ax.get_xlabel()

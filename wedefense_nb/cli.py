@@ -212,9 +212,9 @@ def evaluate(
     """EER, minDCF, actDCF, Cllr and minCllr with intervals."""
     import pandas as pd
 
-    from wedefense_nb.metrics import looks_inverted, report
+    from wedefense_nb.metrics import report
     from wedefense_nb.metrics import show as table_of
-    from wedefense_nb.task import label_ids
+    from wedefense_nb.task import label_ids, looks_inverted
 
     table = pd.read_csv(scores, dtype={"utt": str, "label": str})
     columns = column or [c for c in ("score", "llr") if c in table.columns]

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPOOF', 'BONAFIDE', 'LABELS', 'COLORS', 'label_ids', 'bayes_threshold', 'decide', 'posterior', 'prior_log_odds',
-           'check_trials', 'operating_points', 'equal_error', 'use_style', 'check']
+           'check_trials', 'operating_points', 'looks_inverted', 'equal_error', 'at_threshold', 'use_style',
+           'plot_scores', 'check']
 
 # %% ../nbs/00_task.ipynb #dfa66e99
 import base64
 import io
 import sys
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -172,6 +174,13 @@ def operating_points(scores, labels) -> tuple[np.ndarray, np.ndarray, np.ndarray
     pfa = 1 - np.concatenate([[0], np.cumsum(spoof)]) / spoof.sum()
     return np.append(distinct, np.inf), pmiss, pfa
 
+# %% ../nbs/00_task.ipynb #ce565ef3
+def looks_inverted(scores, labels) -> str:
+    """A warning if the scores seem to point the other way (area under the ROC curve < 0.5), else an empty text."""
+    _, pmiss, pfa = operating_points(scores, labels)
+    area = float(np.trapezoid(1 - pmiss[::-1], pfa[::-1]))
+    return f"AUC is {area:.3f} < 0.5: higher must mean more bona fide; check the sign of the scores" if area < 0.5 else ""
+
 # %% ../nbs/00_task.ipynb #b736024a
 def equal_error(pmiss: np.ndarray, pfa: np.ndarray) -> float:
     """Equal error rate: where the straight-line curve through the operating points has Pmiss = Pfa.
@@ -190,6 +199,23 @@ def equal_error(pmiss: np.ndarray, pfa: np.ndarray) -> float:
     k = int(np.argmax(pmiss >= pfa))  # first point past the crossing; k >= 1 since the curve starts at (0, 1)
     before, after = pfa[k - 1] - pmiss[k - 1], pmiss[k] - pfa[k]
     return float(pmiss[k - 1] + (pmiss[k] - pmiss[k - 1]) * before / (before + after))
+
+# %% ../nbs/00_task.ipynb #726aff37
+def at_threshold(scores, labels, threshold: float = 0.0, positive: str = "spoof") -> dict[str, float]:
+    """Precision, recall, F1, accuracy and balanced accuracy of accepting scores >= threshold as bona fide.
+
+    `positive` is "spoof" or "bonafide". With nothing called positive, precision and F1 are 0, and a warning says so.
+    """
+    scores, labels = check_trials(scores, labels)
+    target = LABELS.index(positive)
+    guess, truth = (scores >= threshold).astype(int) == target, labels == target
+    hits, n_guess = (guess & truth).sum(), guess.sum()
+    if n_guess == 0:
+        warnings.warn(f"nothing is called {positive} at threshold {threshold}: precision and F1 are 0", stacklevel=2)
+    recall, rejected = hits / truth.sum(), (~guess & ~truth).sum() / (~truth).sum()
+    out = {"precision": hits / max(n_guess, 1), "recall": recall, "f1": 2 * hits / (n_guess + truth.sum())}
+    out |= {"accuracy": (guess == truth).mean(), "balanced_accuracy": (recall + rejected) / 2}
+    return {name: float(value) for name, value in out.items()}
 
 # %% ../nbs/00_task.ipynb #622ead77
 COLORS = {"bonafide": "#1f77b4", "spoof": "#ff7f0e"}
@@ -217,6 +243,21 @@ def _small_png(figure) -> str:
     figure.savefig(full, format="png", bbox_inches="tight")
     Image.open(full).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
+
+# %% ../nbs/00_task.ipynb #62f3e27b
+def plot_scores(scores, labels, title: str = "", ax=None):
+    """Histogram of scores by class, with the Bayes threshold of the ASVspoof 5 costs."""
+    import matplotlib.pyplot as plt
+
+    scores, labels = check_trials(scores, labels)
+    ax = ax or plt.subplots()[1]
+    bins = np.histogram_bin_edges(scores[np.isfinite(scores)], 40)
+    for name, c in {"spoof": SPOOF, "bonafide": BONAFIDE}.items():
+        ax.hist(scores[labels == c], bins, density=True, alpha=0.6, color=COLORS[name], label=name)
+    ax.axvline(bayes_threshold(), color="black", lw=1, label="Bayes threshold")
+    ax.set(xlabel="score (natural log)", ylabel="density", title=title)
+    ax.legend()
+    return ax
 
 # %% ../nbs/00_task.ipynb #6163bbd5
 def check(answer, want, hint: str = "look again at the definition above") -> str:
