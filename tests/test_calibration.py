@@ -11,6 +11,11 @@ from sklearn.preprocessing import StandardScaler
 
 from wedefense_nb.calibration import (
     AffineCalibration,
+    PAVCalibration,
+    bayes_error,
+    calibrate,
+    cross_calibrate,
+    eer_threshold,
     effective_p_spoof,
     load_calibration,
     logits_to_llr,
@@ -18,6 +23,7 @@ from wedefense_nb.calibration import (
     save_calibration,
 )
 from wedefense_nb.metrics import act_dcf, cllr, eer, min_cllr, min_dcf
+from wedefense_nb.task import bayes_threshold
 
 from .conftest import DATA
 
@@ -135,3 +141,102 @@ def test_logits_to_llr_finds_classes_by_name():  # pitfalls 2, 3 and 5
 def test_reliability_of_true_llrs_is_the_diagonal():
     r = reliability(*gaussian(30000, 30000))
     assert (np.abs(r.predicted - r.observed) < 0.03).all() and r["count"].sum() == 60000
+
+
+@pytest.mark.parametrize("name", ORACLE["pav"])
+def test_pav_blocks_oracle(name):
+    v, fitted = ORACLE["pav"][name], PAVCalibration().fit(DEV[name], DEV.label)
+    limit = np.log(len(DEV) + 1)
+    want = [(b["score_min"], b["score_max"], np.clip(float(b["llr"]), -limit, limit)) for b in v["blocks"]]
+    for low, high, llr in want:
+        assert fitted.transform([low, (low + high) / 2, high]) == pytest.approx(llr, abs=1e-9)
+    assert np.isfinite(fitted.transform([-np.inf, np.inf, -1e9, 1e9])).all()
+    assert (np.diff(fitted.transform(np.sort(EVAL[name]))) >= 0).all()
+    assert np.isfinite(cllr(fitted.transform(EVAL[name]), EVAL.label))
+    inner = fitted.transform(DEV[name].to_numpy())
+    assert cllr(inner, DEV.label) == pytest.approx(v["dev_min_cllr"], abs=2e-3)
+
+
+def test_pav_handles_ties_infinities_and_refuses_nan():
+    fitted = PAVCalibration().fit([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0, 0, 1, 0, 1, 1])
+    assert np.allclose(fitted.transform([0.0, 0.5, 1.0]), [-np.log(2), 0, np.log(2)])
+    extreme = PAVCalibration().fit([-np.inf, -1.0, 1.0, np.inf], [0, 1, 0, 1])
+    assert np.isfinite(extreme.transform([-np.inf, 0.0, np.inf])).all()
+    with pytest.raises(ValueError, match="NaN"):
+        fitted.transform([0.0, np.nan])
+    with pytest.raises(ValueError, match="only"):
+        PAVCalibration().fit([0.0, 1.0], [1, 1])
+
+
+def test_pav_is_an_estimator_and_travels_as_json(tmp_path):
+    s, y = gaussian(100, 300)
+    c = clone(PAVCalibration()).fit(s[:, None], y)
+    assert c.transform(s[:, None]).shape == (400, 1)
+    back = load_calibration(save_calibration(c, tmp_path / "c.json", data="dev"))
+    assert np.array_equal(back.transform(s), c.transform(s))
+
+
+def test_140000_trials_converge():
+    s, y = gaussian(31_334, 109_616)
+    c = AffineCalibration().fit(20 * s + 300, y)
+    assert (c.a_ * 20, c.a_ * 300 + c.b_) == pytest.approx((1, 0), abs=0.05)
+
+
+def test_cross_calibration_never_sees_its_own_trial():
+    s, y = gaussian(60, 240)
+    llr = cross_calibrate(PAVCalibration(), s, y, folds=5, seed=1)
+    assert np.isfinite(llr).all() and np.array_equal(llr, cross_calibrate(PAVCalibration(), s, y, folds=5, seed=1))
+    assert cllr(PAVCalibration().fit(s, y).transform(s), y) < cllr(llr, y)
+    moved = s.copy()
+    moved[0] += 50  # its own value may change what it gets, but not by way of the fit
+    again = cross_calibrate(AffineCalibration(), moved, y, folds=5, seed=1)
+    assert again[0] > cross_calibrate(AffineCalibration(), s, y, folds=5, seed=1)[0]
+
+
+def test_leave_one_group_out_keeps_groups_apart():
+    class Spy(AffineCalibration):
+        seen = []
+
+        def fit(self, X, y):
+            Spy.seen.append(set(np.asarray(X).tolist()))
+            return super().fit(X, y)
+
+    s, y = gaussian(40, 120)
+    attack = np.r_[np.full(40, ""), np.repeat(["a", "b", "c"], 40)]
+    llr = cross_calibrate(Spy(), s, y, groups=attack)
+    assert np.isfinite(llr).all() and len(Spy.seen) == 3
+    for name, seen in zip("abc", Spy.seen, strict=True):
+        assert not seen & set(s[attack == name].tolist()) and len(seen) < 160
+    with pytest.raises(ValueError, match="3 groups"):
+        cross_calibrate(AffineCalibration(), s, y, groups=["a"] * 3)
+
+
+def test_fitting_on_eval_must_be_asked_for_in_words():
+    s, y = gaussian(50, 150)
+    table = pd.DataFrame({"utt": np.arange(200).astype(str), "score": s, "label": np.where(y, "bonafide", "spoof")})
+    with pytest.raises(ValueError, match="200 utterances are in both"):
+        calibrate(AffineCalibration(), table, table)
+    with pytest.raises(ValueError, match="in both"):
+        calibrate(AffineCalibration(), table, table, allow="yes")
+    out = calibrate(AffineCalibration(), table, table, allow="fit on the evaluation set")
+    assert np.allclose(out.llr, AffineCalibration().fit(s, y).transform(s)) and "llr" not in table
+    apart = calibrate(AffineCalibration(), table, table.assign(utt="e" + table.utt))
+    assert np.allclose(apart.llr, out.llr)
+
+
+def test_bayes_error_agrees_with_the_dcf_everywhere():
+    s, y = gaussian(200, 800)
+    for p_spoof, c_miss, c_fa in [(0.05, 1, 10), (0.5, 1, 1), (0.01, 1, 1), (0.9, 3, 1)]:
+        t = bayes_error(s, y, [-bayes_threshold(p_spoof, c_miss, c_fa)])
+        assert t.actual[0] == pytest.approx(act_dcf(s, y, p_spoof, c_miss, c_fa))
+        assert t.minimum[0] == pytest.approx(min_dcf(s, y, p_spoof, c_miss, c_fa))
+    t = bayes_error(s, y)
+    assert (t.minimum <= t.actual + 1e-9).all() and (t.minimum <= 1 + 1e-9).all()
+
+
+def test_eer_threshold_is_the_midpoint_at_the_crossing():
+    assert eer_threshold([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1]) == 2.5
+    s, y = gaussian(500, 500)
+    t = eer_threshold(s, y)
+    assert (s[y == 1] < t).mean() == pytest.approx((s[y == 0] >= t).mean(), abs=0.01)
+    assert np.isfinite(eer_threshold(np.zeros(4), [0, 1, 0, 1]))

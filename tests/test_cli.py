@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,26 +11,29 @@ import soundfile as sf
 import yaml
 from typer.testing import CliRunner
 
-from wedefense_nb import cli
-from wedefense_nb.cli import app, find_recipe, join_pairs, merge_parameters, recipe_parameters
+from wedefense_nb.cli import app, join_pairs
+from wedefense_nb.recipes import find_recipe, merge_parameters, recipe_parameters, run_recipe
 
 from .conftest import ROOT
 
+COMMANDS = ("demo", "run", "score", "evaluate", "calibrate", "fuse")
 KNOWN = {"lr": {"default": 1e-3}, "epochs": {"default": 5}, "name": {"default": "x"}, "flag": {"default": False},
          "options": {"default": {}}}  # fmt: skip
 
 
-def command(*args, cwd=ROOT, **kwargs):
+def command(*args, cwd=ROOT, progress=False, **kwargs):
     """The installed command, as a user calls it."""
     env = os.environ | {"NO_COLOR": "1", "TERM": "dumb"}
+    if progress:
+        env.pop("TQDM_DISABLE")
     exe = os.path.join(os.path.dirname(sys.executable), "wedefense-nb")
     return subprocess.run([exe, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, **kwargs)
 
 
 def test_help_shows_commands_and_examples():
     out = CliRunner().invoke(app, ["--help"], env={"NO_COLOR": "1"}).output
-    assert all(c in out for c in ("demo", "run", "score", "evaluate"))
-    for c in ("demo", "run", "score", "evaluate"):
+    assert all(c in out for c in COMMANDS)
+    for c in COMMANDS:
         result = CliRunner().invoke(app, [c, "--help"], env={"NO_COLOR": "1"})
         assert result.exit_code == 0 and "Example" in result.output and f"wedefense-nb {c}" in result.output
 
@@ -125,7 +129,13 @@ QUICK = ["-p", "epochs", "2", "-p", "replicates", "100", "-p", "crop", "0.4", "-
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    return home, command("demo", "--data", corpus, *QUICK, cwd=home)
+    return home, command("demo", "--data", corpus, *QUICK, cwd=home, progress=True)
+
+
+def test_progress_is_streamed_with_the_time_left(finished):
+    bars = finished[1].stderr + finished[1].stdout
+    assert re.search(r"train: +\d+%.*\d+/\d+ \[\d+:\d+<\d+:\d+", bars) and "bootstrap" in bars
+    assert "epoch 2/2, loss" in bars and "dev EER" in bars
 
 
 def test_demo_leaves_a_complete_run_folder(finished, corpus):
@@ -191,9 +201,9 @@ def test_evaluate_refuses_doubles_and_reports_inverted_scores(tmp_path):
     done = command("evaluate", tmp_path / "s.csv", "--replicates", "20")
     assert done.returncode == 0 and "check the sign" in done.stderr
     pd.concat([t, t.head(1)]).to_csv(tmp_path / "s.csv", index=False)
-    assert "occur twice: ['u0']" in command("evaluate", tmp_path / "s.csv").stderr
+    assert "1 utterances occur more than once (u0)" in command("evaluate", tmp_path / "s.csv").stderr
     t.drop(columns="label").to_csv(tmp_path / "s.csv", index=False)
-    assert "no column ['label']" in command("evaluate", tmp_path / "s.csv").stderr
+    assert "has no labels; name a key file with --keys" in command("evaluate", tmp_path / "s.csv").stderr
 
 
 def test_a_failing_recipe_leaves_its_notebook_and_shows_the_cell(tmp_path):
@@ -206,7 +216,7 @@ def test_a_failing_recipe_leaves_its_notebook_and_shows_the_cell(tmp_path):
     book.cells[0].metadata.tags = ["parameters"]
     nbformat.write(book, tmp_path / "bad.ipynb")
     with pytest.raises(RuntimeError, match="ZeroDivisionError") as error:
-        cli.run_recipe(str(tmp_path / "bad.ipynb"), {}, stream=False)
+        run_recipe(str(tmp_path / "bad.ipynb"), {}, stream=False)
     assert "1 / seed" in str(error.value) and f"{tmp_path}/run/bad.ipynb" in str(error.value)
     partial = nbformat.read(tmp_path / "run/bad.ipynb", 4)
     assert any("half way" in str(c.get("outputs")) for c in partial.cells)
@@ -215,3 +225,59 @@ def test_a_failing_recipe_leaves_its_notebook_and_shows_the_cell(tmp_path):
 def test_a_notebook_without_parameters_is_no_recipe(tmp_path):
     with pytest.raises(ValueError, match="no cell tagged"):
         recipe_parameters(ROOT / "nbs/00_task.ipynb")
+
+
+def test_evaluate_reads_challenge_files_and_breaks_down(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3 == 0
+    utts = [f"E_{i:04d}" for i in range(120)]
+    attack = np.where(y, "-", np.where(np.arange(120) % 2 == 0, "A17", "A18"))
+    keys = [f"S{i % 7} {u} F C05 1 {u} AC1 {'bonafide' if b else a} {'bonafide' if b else 'spoof'} -"
+            for i, (u, b, a) in enumerate(zip(utts, y, attack, strict=True))]  # fmt: skip
+    (tmp_path / "key.tsv").write_text("\n".join(keys) + "\n")
+    scores = [f"{u}\t{s}" for u, s in zip(utts, rng.normal(size=120) + 3 * y, strict=True)]
+    (tmp_path / "llr.txt").write_text("\n".join(["filename\tcm-score", *scores]) + "\n")
+    files = [tmp_path / "llr.txt", "--keys", tmp_path / "key.tsv", "--replicates", "30"]
+    done = command("evaluate", *files, "--by", "attack")
+    assert done.returncode == 0 and "minCllr" in done.stdout and "A17" in done.stdout and "pooled" in done.stdout, done.stderr
+    assert "no column ['transmission']" in command("evaluate", *files, "--by", "transmission").stderr
+    (tmp_path / "key.tsv").write_text("\n".join(keys[1:]) + "\n")
+    assert "keys: 1 missing utterances (E_0000)" in command("evaluate", *files).stderr
+    assert command("evaluate", *files, "--allow-extra").returncode == 0
+
+
+def test_calibrate_and_fuse(tmp_path):
+    a, b = (ROOT / "data_samples/scores" / n for n in ("lcnn", "resnet"))
+    done = command("calibrate", a / "dev.csv", a / "eval.csv", "-o", tmp_path / "llr.csv", "--save", tmp_path / "c.json")
+    assert done.returncode == 0 and "trials calibrated (affine)" in done.stdout, done.stderr
+    recipe, ours = (pd.read_csv(p).set_index("utt") for p in (a / "eval.csv", tmp_path / "llr.csv"))
+    assert np.allclose(ours.llr, recipe.llr.loc[ours.index], atol=1e-5)  # the recipe's own calibration
+    assert json.loads((tmp_path / "c.json").read_text())["kind"] == "affine"
+    assert command("calibrate", a / "dev.csv", a / "eval.csv", "--method", "pav", "-o", tmp_path / "p.csv").returncode == 0
+    refused = command("calibrate", a / "eval.csv", a / "eval.csv", "-o", tmp_path / "q.csv")
+    assert refused.returncode == 1 and "ask for it in words" in refused.stderr and not (tmp_path / "q.csv").exists()
+    words = ["--allow", "fit on the evaluation set"]
+    assert command("calibrate", a / "eval.csv", a / "eval.csv", "-o", tmp_path / "q.csv", *words).returncode == 0
+    pair = [f"{n}={d / 'dev.csv'},{d / 'eval.csv'}" for n, d in (("A", a), ("B", b))]
+    done = command("fuse", *pair, "-o", tmp_path / "f.csv")
+    fused = pd.read_csv(tmp_path / "f.csv")
+    assert done.returncode == 0 and "weights: A " in done.stdout and {"utt", "label", "A", "B", "llr"} <= set(fused.columns)
+    again = pd.read_csv(tmp_path / "f.csv") if command("fuse", *pair[::-1], "-o", tmp_path / "f.csv").returncode == 0 else None
+    assert np.allclose(again.set_index("utt").llr.loc[fused.utt], fused.llr)  # the order of systems does not matter
+    assert "two or more systems" in command("fuse", pair[0]).stderr
+    short = pd.read_csv(b / "eval.csv").iloc[1:]
+    short.to_csv(tmp_path / "short.csv", index=False)
+    assert "1 missing utterances" in command("fuse", pair[0], f"B={b / 'dev.csv'},{tmp_path / 'short.csv'}").stderr
+
+
+@pytest.mark.parametrize("recipe", ["evaluation", "fusion"])
+def test_score_recipes_run_headlessly(recipe, tmp_path):
+    done = command("run", recipe, "-p", "replicates", "40", "-p", f"out={tmp_path / 'run'}", cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert {m["metric"] for m in result["metrics"]} == {"eer", "min_dcf", "act_dcf", "cllr", "min_cllr"}
+    assert (tmp_path / f"run/{recipe}.html").is_file() and "minCllr" in done.stdout
+    if recipe == "evaluation":
+        assert {r["by"] for r in result["breakdown"]} == {"attack", "language"} and len(result["differences"]) == 3
+    else:
+        assert set(result["fusion"]["weights"]) == {"lcnn", "resnet"} and (tmp_path / "run/scores/eval.csv").is_file()

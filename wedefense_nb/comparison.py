@@ -77,12 +77,11 @@ def breakdown(metric: str, scores, labels, by, n: int = 1000, seed: int = 0, **o
     against_all = not set(by[labels == BONAFIDE]) & set(by[labels == SPOOF])
     conditions = sorted(set(by[labels == SPOOF] if against_all else by))
     parts = {v: ((by == v) | (labels == BONAFIDE)) if against_all else by == v for v in conditions}
-    bar = tqdm(parts.items(), "breakdown", leave=False, disable=None if len(parts) > 20 else True)
+    bar = tqdm(parts.items(), "breakdown", leave=False, **({} if len(parts) > 20 else {"disable": True}))
     rows = pd.DataFrame([{"condition": v, **_row(metric, scores[p], labels[p], n, seed, options)} for v, p in bar])
-    rows = rows.sort_values("value", ascending=False, na_position="last")
     pooled = {"condition": "pooled", **_row(metric, scores, labels, n, seed, options)}
     average = {"condition": "average", "value": rows.value.mean()}
-    return pd.concat([rows, pd.DataFrame([pooled, average])], ignore_index=True)
+    return pd.concat([rows.sort_values("value", ascending=False), pd.DataFrame([pooled, average])], ignore_index=True)
 
 # %% ../nbs/63_comparison.ipynb #a764c9c8
 def _row(metric: str, scores, labels, n: int, seed: int, options: dict) -> dict:
@@ -140,7 +139,7 @@ def plot_det(systems: dict, labels, n: int = 0, seed: int = 0, ax=None):
     ax.legend()
     return ax
 
-
+# %% ../nbs/63_comparison.ipynb #6e450ea3
 def _draw_det(ax, name: str, scores, labels, n: int, seed: int) -> None:
     d, at, (miss, fa) = det(scores, labels), np.linspace(-3.2, 3.2, 200), cost_weights()
     color = ax.plot(d.x, d.y, drawstyle="steps-post", label=f"{name}, EER {eer(scores, labels):.1%}")[0].get_color()

@@ -177,7 +177,7 @@ def weight_intervals(fusion: LinearFusion, X, y, n: int = 200, level: float = 0.
     low, high = pd.DataFrame(rows).quantile((1 - level) / 2), pd.DataFrame(rows).quantile((1 + level) / 2)
     return pd.DataFrame({"weight": clone(fusion).fit(X, y).weights_ * spread, "low": low, "high": high})
 
-
+# %% ../nbs/62_fusion.ipynb #7a5add7e
 def leave_one_out(fusion, dev, y_dev, ev, y_eval, metric: str = "cllr", n: int = 200, seed: int = 0) -> pd.DataFrame:
     """What each system is worth: the metric on eval when it is left out of the fusion, minus with all of them.
 

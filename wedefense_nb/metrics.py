@@ -218,7 +218,7 @@ def bootstrap(names, systems, labels, groups=None, n=1000, seed=0, progress=Fals
     tables, kept = [Resampler(s[order], y[order]) for s, y in pairs], []
     groups = None if groups is None else np.asarray(groups)[order]
     weights = draw_weights(len(order), groups, n, seed)
-    for weight in tqdm(weights, "bootstrap", n, leave=False, disable=None if progress else True):
+    for weight in tqdm(weights, "bootstrap", n, leave=False, **({} if progress else {"disable": True})):
         drawn = [t.counts(weight) for t in tables]
         if drawn[0].n_bona and drawn[0].n_spoof:
             kept.append([[CORES[m](c, **options.get(m, {})) for m in names] for c in drawn])

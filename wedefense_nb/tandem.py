@@ -176,7 +176,7 @@ def t_eer(cm_scores, asv_scores, kinds) -> float:
     first = np.argmax(gap <= gap.min() + 1e-12)
     return float(fa_spf[path][first] * cm_fa[k[first]])
 
-
+# %% ../nbs/64_tandem.ipynb #ba809beb
 def _balance(m: np.ndarray, non: np.ndarray, spf: np.ndarray, cm_miss: np.ndarray, cm_fa: np.ndarray) -> np.ndarray:
     """Detector thresholds where tandem misses and false acceptances are closest, one for each verifier threshold."""
     def excess(k):  # rises with k, so the crossing is found by bisection

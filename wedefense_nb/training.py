@@ -58,7 +58,7 @@ def lr_at(step: int, total: int, config: FitConfig) -> float:
 
 # %% ../nbs/50_training.ipynb #b872db4f
 @torch.no_grad()
-def score(model: Detector, manifest: Manifest, batch_size: int = 16, accelerator=None, workers: int = 0) -> pd.DataFrame:
+def score(model: Detector, manifest: Manifest, batch_size=16, accelerator=None, workers=0, progress=True) -> pd.DataFrame:
     """Score every recording of a manifest, whole; several processes share the work and all get the whole table.
 
     Returns
@@ -75,7 +75,7 @@ def score(model: Detector, manifest: Manifest, batch_size: int = 16, accelerator
     plain, training, rows = accelerator.unwrap_model(model).to(accelerator.device), model.training, []
     mine = eval_batches(manifest, batch_size)[accelerator.process_index :: accelerator.num_processes]
     plain.eval()
-    for batch in tqdm(loader(AudioDataset(manifest), mine, workers), "score", leave=False, disable=_quiet(accelerator)):
+    for batch in tqdm(loader(AudioDataset(manifest), mine, workers), "score", leave=False, **_bar(accelerator, progress)):
         batch = batch.to(accelerator.device)
         with accelerator.autocast():
             scores = plain.score(plain(batch.wave, batch.lengths))
@@ -84,8 +84,8 @@ def score(model: Detector, manifest: Manifest, batch_size: int = 16, accelerator
     return _table(gather_object(rows), manifest)
 
 # %% ../nbs/50_training.ipynb #9f6b6a00
-def _quiet(accelerator: Accelerator) -> bool | None:
-    return None if accelerator.is_main_process else True  # None: tqdm decides (TQDM_DISABLE)
+def _bar(accelerator: Accelerator, progress: bool = True) -> dict:
+    return {"mininterval": 1.0} if progress and accelerator.is_main_process else {"disable": True}
 
 
 def _table(rows: list, manifest: Manifest) -> pd.DataFrame:
@@ -231,7 +231,7 @@ def _train_epoch(run: Run, bar: tqdm) -> None:
 def _end_epoch(run: Run, bar: tqdm) -> None:
     """Score dev, note the epoch, keep its weights."""
     state, accelerator, steps = run.state, run.accelerator, len(run.batches(run.epoch))
-    table = score(run.model, run.dev, run.config.batch_size, accelerator, run.config.workers)
+    table = score(run.model, run.dev, run.config.batch_size, accelerator, run.config.workers, progress=False)
     rate = equal_error(*operating_points(table.score, label_ids(table.label))[1:])
     lr = run.optimizer.param_groups[0]["lr"]
     row = {"epoch": run.epoch, "train_loss": state["loss"] / steps, "dev_eer": rate, "lr": lr}
@@ -274,7 +274,7 @@ def fit(model: Detector, train: Manifest, dev: Manifest, config: FitConfig = Fit
     if run.state["step"] == 0:
         run.save()  # from now on the folder's state counts, also the first weights
     accelerator.init_trackers("logs")
-    with tqdm(total=run.total, initial=run.state["step"], desc="train", unit="step", disable=_quiet(accelerator)) as bar:
+    with tqdm(total=run.total, initial=run.state["step"], desc="train", unit="step", **_bar(accelerator)) as bar:
         while run.epoch < config.epochs and not should_stop(run.dev_eers, config.patience):
             _train_epoch(run, bar)
             _end_epoch(run, bar)
@@ -289,7 +289,7 @@ def _finish(run: Run, out: Path) -> FitResult:
     best = chosen_epochs(run.dev_eers, 1)
     several = chosen_epochs(run.dev_eers, config.average, config.average_by)
     plain.load_state_dict(average_weights([run.file(e) for e in several]))
-    table = score(plain, run.dev, config.batch_size, run.accelerator, config.workers)
+    table = score(plain, run.dev, config.batch_size, run.accelerator, config.workers, progress=False)
     rate, epochs = equal_error(*operating_points(table.score, label_ids(table.label))[1:]), several
     if rate > run.dev_eers[best[0]]:
         plain.load_state_dict(load_file(run.file(best[0])))
