@@ -278,6 +278,6 @@ def test_score_recipes_run_headlessly(recipe, tmp_path):
     assert {m["metric"] for m in result["metrics"]} == {"eer", "min_dcf", "act_dcf", "cllr", "min_cllr"}
     assert (tmp_path / f"run/{recipe}.html").is_file() and "minCllr" in done.stdout
     if recipe == "evaluation":
-        assert {r["by"] for r in result["breakdown"]} == {"attack", "language"} and len(result["differences"]) == 3
+        assert {r["by"] for r in result["breakdown"]} == {"attack", "language", "duration"} and len(result["differences"]) == 3
     else:
         assert set(result["fusion"]["weights"]) == {"lcnn", "resnet"} and (tmp_path / "run/scores/eval.csv").is_file()

@@ -279,3 +279,14 @@ def test_breakdown_by_attack_and_by_a_condition_with_both_classes():
         breakdown("eer", s, y, ["a"] * 3)
     ax = plot_breakdown(table.reset_index())
     assert len(ax.get_yticklabels()) == 4 and "EER" in ax.get_xlabel()
+
+
+def test_numbers_are_binned_evenly_for_a_breakdown():
+    from wedefense_nb.comparison import bins
+
+    seconds = np.random.default_rng(0).uniform(1, 4, 200)
+    labels, counts = np.unique(bins(seconds), return_counts=True)
+    assert len(labels) == 4 and counts.min() >= 45 and all(x.endswith(" s") for x in labels)
+    assert len(set(bins(np.ones(10)))) == 1
+    y = (np.arange(200) % 3 == 0).astype(int)
+    assert len(breakdown("eer", seconds + y, y, bins(seconds), n=20)) == 6

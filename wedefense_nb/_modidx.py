@@ -84,6 +84,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'wedefense_nb.comparison': { 'wedefense_nb.comparison.Difference': ('comparison.html#difference', 'wedefense_nb/comparison.py'),
                                          'wedefense_nb.comparison._draw_det': ('comparison.html#_draw_det', 'wedefense_nb/comparison.py'),
                                          'wedefense_nb.comparison._row': ('comparison.html#_row', 'wedefense_nb/comparison.py'),
+                                         'wedefense_nb.comparison.bins': ('comparison.html#bins', 'wedefense_nb/comparison.py'),
                                          'wedefense_nb.comparison.breakdown': ('comparison.html#breakdown', 'wedefense_nb/comparison.py'),
                                          'wedefense_nb.comparison.paired_test': ( 'comparison.html#paired_test',
                                                                                   'wedefense_nb/comparison.py'),

@@ -125,7 +125,7 @@ def evaluate(
     replicates: Annotated[int, typer.Option(help="Bootstrap replicates for the 95 % intervals.")] = 1000,
 ):
     """EER, minDCF, actDCF, Cllr and minCllr with intervals; the recipe `evaluation` makes the full report."""
-    from wedefense_nb.comparison import breakdown
+    from wedefense_nb.comparison import bins, breakdown
     from wedefense_nb.metrics import report, show
     from wedefense_nb.task import label_ids, looks_inverted
 
@@ -136,7 +136,8 @@ def evaluate(
         raise ValueError(f"no column {missing}; scores and keys have {list(table.columns)}")
     typer.echo(show(report({c: table[c] for c in columns}, labels, n=replicates, progress=True)).to_string())
     if by:
-        typer.echo(breakdown("eer", table[columns[-1]], labels, table[by], n=replicates).round(4).to_string(index=False))
+        values = bins(table[by]) if by == "duration" else table[by]
+        typer.echo(breakdown("eer", table[columns[-1]], labels, values, n=replicates).round(4).to_string(index=False))
     for c in columns:
         if looks_inverted(table[c], labels):
             typer.echo(f"warning, {c}: {looks_inverted(table[c], labels)}", err=True)
