@@ -1,0 +1,159 @@
+"""RawBoost: equal to a literal version on the same draws, and well-behaved as an augmentation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.signal import firwin, freqz, lfilter
+
+from wedefense_nb.manifest import utt_rng
+from wedefense_nb.rawboost import (
+    ALGORITHMS,
+    Draws,
+    RawBoost,
+    RawBoostOptions,
+    convolutive,
+    draw,
+    impulsive,
+    notch_response,
+    stationary,
+)
+
+N = 9000
+
+
+def sound(n=N, seed=0):
+    rng = np.random.default_rng(seed)
+    t = np.arange(n) / 16000
+    return (0.3 * np.sin(2 * np.pi * 300 * t) * np.sin(2 * np.pi * 3 * t) + 0.02 * rng.normal(size=n)).astype(np.float32)
+
+
+def batch(*lengths):
+    wave = torch.zeros(len(lengths), max(lengths))
+    for i, n in enumerate(lengths):
+        wave[i, :n] = torch.from_numpy(sound(n, i))
+    return wave, torch.tensor(lengths)
+
+
+def literal(x, d, kind):
+    x = x.astype(float)
+
+    def through(x, cascade):
+        b = np.ones(1)
+        for low, high, taps in cascade[:-1]:
+            b = np.convolve(b, firwin(int(taps), [low, high], window="hamming", fs=16000))
+        b = 10 ** (cascade[-1, 0] / 20) * b / np.abs(freqz(b)[1]).max()
+        delay = (len(b) - 1) // 2
+        return lfilter(b, 1, np.append(x, np.zeros(delay)))[delay:]
+
+    if kind == "L":
+        y = sum(through(x ** (i + 1), c) for i, c in enumerate(d.convolutive))
+        y = y - y.mean()
+    elif kind == "I":
+        y = x.copy()
+        y[d.positions] += 2.0 * y[d.positions] * d.impulses
+    else:
+        noise = through(d.noise.astype(float), d.colour)
+        return x + noise * np.linalg.norm(x) / np.linalg.norm(noise) / 10 ** (d.snr / 20)
+    return y / max(1, np.abs(y).max())
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_equal_to_the_literal_version_on_the_same_draws(seed):
+    wave, lengths = batch(N, 3000)
+    wave[0] *= 3.5  # loud enough for the limiter
+    draws = [draw(np.random.default_rng([seed, i]), int(n), "LIS", RawBoostOptions()) for i, n in enumerate(lengths)]
+    for kind, f in {"L": convolutive, "I": impulsive, "S": stationary}.items():
+        got = f(wave, lengths, draws)
+        for row, x, n, d in zip(got, wave, lengths.tolist(), draws, strict=True):
+            want = literal(x[:n].numpy(), d, kind)
+            assert np.abs(row[:n].numpy() - want).max() < 1e-5 * max(1, np.abs(want).max()), kind
+            assert row[n:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_properties_of_an_augmentation(algo):
+    wave, lengths = batch(N, 1600, 4000)
+    boost = RawBoost(algo, seed=3)
+    out = boost(wave, lengths, ["a", "b", "c"], epoch=2)
+    assert out.shape == wave.shape and out.dtype == torch.float32 and torch.isfinite(out).all()
+    assert all(row[n:].abs().sum() == 0 for row, n in zip(out, lengths, strict=True))  # padding stays padding
+    assert not torch.equal(out, wave) and torch.equal(wave, batch(N, 1600, 4000)[0])  # changed, and not in place
+    again = boost(wave[[2, 0]], lengths[[2, 0]], ["c", "a"], epoch=2)  # another order and company
+    assert torch.allclose(again[0, :4000], out[2, :4000], atol=1e-5) and torch.allclose(again[1], out[0], atol=1e-5)
+    assert not torch.allclose(boost(wave, lengths, ["a", "b", "c"], epoch=3), out)
+    assert not torch.allclose(RawBoost(algo, seed=4)(wave, lengths, ["a", "b", "c"], epoch=2), out)
+    quiet = boost(torch.zeros(1, 1600), torch.tensor([1600]), ["s"])
+    assert torch.equal(quiet, torch.zeros(1, 1600))
+    if "S" not in ALGORITHMS[algo]:  # noise has no limiter, as published
+        assert boost(3 * wave, lengths, ["a", "b", "c"]).abs().max() <= 1 + 1e-6
+
+
+def test_a_channel_of_several_steps_is_their_sequence():
+    wave, lengths = batch(N)
+    d = [draw(np.random.default_rng(0), N, "LIS", RawBoostOptions())]
+    one, two = convolutive(wave, lengths, d), impulsive(convolutive(wave, lengths, d), lengths, d)
+    boost = RawBoost(5)
+    assert torch.equal(boost._apply(wave, lengths, d, "L"), one) and torch.equal(boost._apply(wave, lengths, d, "LI"), two)
+    assert torch.equal(boost._apply(wave, lengths, d, "LIS"), stationary(two, lengths, d))
+    both = one + impulsive(wave, lengths, d)
+    assert torch.allclose(boost._apply(wave, lengths, d, "L+I"), both / both.abs().max().clamp(min=1))
+    assert not torch.allclose(boost._apply(wave, lengths, d, "L+I"), two)
+
+
+def test_impulses_leave_nine_tenths_alone():
+    wave, lengths = batch(N)
+    changed = [float((RawBoost(2, seed=s)(wave, lengths, ["a"]) != wave).float().mean()) for s in range(200)]
+    assert max(changed) <= 0.1 and np.mean(changed) == pytest.approx(0.05, abs=0.006)
+
+
+def test_stationary_noise_has_the_drawn_snr():
+    wave, lengths = batch(N)
+    realised = []
+    for seed in range(60):
+        d = draw(np.random.default_rng(seed), N, "S", RawBoostOptions())
+        noise = stationary(wave, lengths, [d]) - wave
+        assert 20 * np.log10(float(wave.norm() / noise.norm())) == pytest.approx(d.snr, abs=0.1)
+        realised.append(d.snr)
+    assert 10 <= min(realised) and max(realised) <= 40 and np.mean(realised) == pytest.approx(25, abs=3)
+
+
+def test_a_notch_removes_its_frequency_and_does_not_delay():
+    cascade = np.array([[2500.0, 3500.0, 99.0], [0.0, 0.0, 0.0]])
+    tone = torch.from_numpy(np.sin(2 * np.pi * 3000 * np.arange(N) / 16000).astype(np.float32))[None]
+    d = Draws(convolutive=[cascade])
+    assert convolutive(tone, torch.tensor([N]), [d])[0, 200:-200].abs().max() < 0.01
+    click = torch.zeros(1, N)
+    click[0, 4000] = 0.9
+    assert convolutive(click, torch.tensor([N]), [d])[0].abs().argmax() == 4000  # the published code: 3999
+    assert notch_response(torch.from_numpy(cascade)).abs().argmax() == 0
+
+
+def test_draws_have_the_published_ranges():
+    o = RawBoostOptions()
+    many = [draw(utt_rng(str(i)), 16000, "LIS", o) for i in range(200)]
+    rows = np.concatenate([c[:-1] for d in many for c in d.convolutive])
+    assert set(rows[:, 2] % 2) == {1} and rows[:, 2].min() >= 11 and rows[:, 2].max() <= 99
+    width, inside = rows[:, 1] - rows[:, 0], (rows[:, 0] > 0.01) & (rows[:, 1] < 7999.9)
+    assert width[inside].min() >= 100 and width[inside].max() <= 1000 and width[inside].mean() == pytest.approx(550, abs=15)
+    gains = np.array([[c[-1, 0] for c in d.convolutive] for d in many])
+    assert (gains[:, 0] == 0).all() and gains[:, 1:].min() >= -20 and gains[:, 1:].max() <= -5
+    assert gains[:, 1:].mean() == pytest.approx(-12.5, abs=0.5) and len(many[0].convolutive) == 5
+    factors = np.concatenate([d.impulses for d in many])
+    assert np.abs(factors).max() <= 1 and factors.mean() == pytest.approx(0, abs=0.01)
+    assert factors.var() == pytest.approx(1 / 9, abs=0.005)  # of a product of two uniform variables
+    assert all(len(set(d.positions)) == len(d.positions) for d in many)
+
+
+def test_probability_and_bad_settings():
+    wave, lengths = batch(*[1600] * 300)
+    utts = [f"u{i}" for i in range(300)]
+    out = RawBoost(2, p=0.3)(wave, lengths, utts)
+    share = float((out != wave).any(1).float().mean())
+    assert 0.2 < share < 0.4 and torch.equal(RawBoost(2, p=0.0)(wave, lengths, utts), wave)
+    for bad in ({"algo": 0}, {"algo": 9}, {"p": 1.5}):
+        with pytest.raises(ValueError):
+            RawBoost(**bad)
+    with pytest.raises(TypeError):
+        RawBoost(5, loudness=3)
