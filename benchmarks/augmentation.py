@@ -1,7 +1,7 @@
 """RawBoost against its literal numpy version: `python benchmarks/augmentation.py [cpu|cuda]`.
 
 4 s utterances, one CPU thread; the literal version works on one utterance at a time, ours on batches of 32. Both get the
-same draws, and the time to draw them is included in both.
+same draws, and the time to draw them is included in both. The tests prove ours against this very `literal`.
 """
 
 import sys

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.signal import firwin, freqz, lfilter
 
+from benchmarks.augmentation import literal
 from wedefense_nb.manifest import utt_rng
 from wedefense_nb.rawboost import (
     ALGORITHMS,
@@ -36,29 +36,6 @@ def batch(*lengths):
     return wave, torch.tensor(lengths)
 
 
-def literal(x, d, kind):
-    x = x.astype(float)
-
-    def through(x, cascade):
-        b = np.ones(1)
-        for low, high, taps in cascade[:-1]:
-            b = np.convolve(b, firwin(int(taps), [low, high], window="hamming", fs=16000))
-        b = 10 ** (cascade[-1, 0] / 20) * b / np.abs(freqz(b)[1]).max()
-        delay = (len(b) - 1) // 2
-        return lfilter(b, 1, np.append(x, np.zeros(delay)))[delay:]
-
-    if kind == "L":
-        y = sum(through(x ** (i + 1), c) for i, c in enumerate(d.convolutive))
-        y = y - y.mean()
-    elif kind == "I":
-        y = x.copy()
-        y[d.positions] += 2.0 * y[d.positions] * d.impulses
-    else:
-        noise = through(d.noise.astype(float), d.colour)
-        return x + noise * np.linalg.norm(x) / np.linalg.norm(noise) / 10 ** (d.snr / 20)
-    return y / max(1, np.abs(y).max())
-
-
 @given(st.integers(0, 2**32 - 1))
 def test_equal_to_the_literal_version_on_the_same_draws(seed):
     wave, lengths = batch(N, 3000)
@@ -67,7 +44,7 @@ def test_equal_to_the_literal_version_on_the_same_draws(seed):
     for kind, f in {"L": convolutive, "I": impulsive, "S": stationary}.items():
         got = f(wave, lengths, draws)
         for row, x, n, d in zip(got, wave, lengths.tolist(), draws, strict=True):
-            want = literal(x[:n].numpy(), d, kind)
+            want = literal(x[:n].double().numpy(), d, kind)
             assert np.abs(row[:n].numpy() - want).max() < 1e-5 * max(1, np.abs(want).max()), kind
             assert row[n:].abs().sum() == 0
 

@@ -156,11 +156,11 @@ def calibrate(
     allow: Annotated[str, typer.Option(help="To learn from trials you report: 'fit on the evaluation set'.")] = "",
 ):
     """Learn a calibration on dev scores and apply it to others."""
-    from wedefense_nb.calibration import AffineCalibration, PAVCalibration, save_calibration
+    from wedefense_nb.calibration import KINDS, AffineCalibration, PAVCalibration, save_calibration
     from wedefense_nb.calibration import calibrate as fit_and_apply
     from wedefense_nb.score_files import read_scores, write_scores
 
-    if method not in ("affine", "pav"):
+    if method not in KINDS:
         raise ValueError(f"--method must be affine or pav, got {method!r}")
     calibration = AffineCalibration(p_spoof) if method == "affine" else PAVCalibration()
     table = fit_and_apply(calibration, _labelled(dev, keys, subset), read_scores(scores), allow)

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
-from .calibration import fit_weights
+from .calibration import fit_weights, trial_weights
 from .metrics import CORES, bootstrap, count, draw_weights
 from .task import BONAFIDE, bayes_threshold, check_trials, label_ids
 
@@ -144,9 +144,8 @@ class LinearFusion(TransformerMixin, BaseEstimator):
 def fit_nonnegative(x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 0.0) -> tuple[np.ndarray, float]:
     """As `calibration.fit_weights`, with weights that are not negative (L-BFGS-B)."""
     scale, tau = np.maximum(np.abs(x).max(0), 1e-12), np.log(p_bonafide) - np.log(1 - p_bonafide)
-    bona = y == BONAFIDE
-    weight = np.where(bona, p_bonafide / bona.sum(), (1 - p_bonafide) / (~bona).sum())
-    sign, z = np.where(bona, -1.0, 1.0), np.column_stack([x / scale, np.ones(len(x))])
+    weight, sign = trial_weights(y, p_bonafide), np.where(y == BONAFIDE, -1.0, 1.0)
+    z = np.column_stack([x / scale, np.ones(len(x))])
 
     def objective(w):
         margin = sign * (z @ w + tau)

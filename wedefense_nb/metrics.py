@@ -47,6 +47,11 @@ class Counts:
             return self.like.prices
         return np.logaddexp(0, -self.scores), np.logaddexp(0, self.scores)
 
+    def log_ratios(self) -> np.ndarray:
+        """LLR that the counts themselves speak for at each score (K,); ±inf where a class is absent."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.bona) - np.log(self.spoof) - np.log(self.n_bona / self.n_spoof)
+
 # %% ../nbs/60_metrics.ipynb #697f2f2c
 def count(scores, labels) -> Counts:
     """Count trials by distinct score; refuses what `task.check_trials` refuses."""
@@ -143,9 +148,7 @@ def _paid(n: np.ndarray, price: np.ndarray) -> float:
 
 def _min_cllr(c: Counts) -> float:
     c = pav(c)
-    with np.errstate(divide="ignore"):
-        llr = np.log(c.bona) - np.log(c.spoof) - np.log(c.n_bona / c.n_spoof)
-    return _cllr(Counts(llr, c.bona, c.spoof))
+    return _cllr(Counts(c.log_ratios(), c.bona, c.spoof))
 
 
 def cllr(llr, labels) -> float:
@@ -186,12 +189,13 @@ class Resampler:
     def __init__(self, scores: np.ndarray, labels: np.ndarray):
         self.whole, self.order = count(scores, labels), np.argsort(scores, kind="stable")
         self.bona = labels[self.order]
-        self.starts = np.unique(scores[self.order], return_index=True)[1]
+        self.starts = np.searchsorted(scores[self.order], self.whole.scores)  # where each distinct score begins
         self.sorted = bool((np.diff(self.order) == 1).all())
 
     def counts(self, weight: np.ndarray) -> Counts:
         """Counts of a redrawn set; `weight` (N,) says how often each trial was drawn."""
-        bona = weight * self.bona if self.sorted else (weight := weight[self.order]) * self.bona
+        weight = weight if self.sorted else weight[self.order]
+        bona = weight * self.bona
         spoof = weight - bona
         if len(self.starts) < len(weight):  # tied trials share a count
             bona, spoof = np.add.reduceat(bona, self.starts), np.add.reduceat(spoof, self.starts)
@@ -210,8 +214,7 @@ def draw_weights(n_trials: int, groups, n: int, seed: int) -> Iterator[np.ndarra
 # %% ../nbs/60_metrics.ipynb #519ac69a
 def bootstrap(names, systems, labels, groups=None, n=1000, seed=0, progress=False, options=None) -> np.ndarray:
     """Metrics of redrawn sets, the same draws for all systems: (kept replicates, systems, metrics)."""
-    options = options or {}
-    pairs = [check_trials(s, labels) for s in systems]
+    options, pairs = options or {}, [check_trials(s, labels) for s in systems]
     if groups is not None and len(groups) != len(pairs[0][0]):
         raise ValueError(f"{len(groups)} groups but {len(pairs[0][0])} scores")
     order = np.argsort(pairs[0][0], kind="stable")  # sorting once spares the first system a shuffle a replicate
@@ -252,12 +255,12 @@ def confidence_interval(
     **options
         `p_spoof`, `c_miss`, `c_fa` for the DCFs, `method` for the EER.
     """
-    names = [metric] if isinstance(metric, str) else list(metric)
-    options, whole = metric_options(names, options), count(scores, labels)
+    names, whole = [metric] if isinstance(metric, str) else list(metric), count(scores, labels)
+    options = metric_options(names, options)
     kept = bootstrap(names, [scores], labels, groups, n, seed, progress, options)[:, 0]
     ends = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2], axis=0).T.tolist()
-    values = [CORES[m](whole, **options.get(m, {})) for m in names]
-    out = {m: Interval(v, *e, len(kept), n - len(kept)) for m, v, e in zip(names, values, ends, strict=True)}
+    out = {m: Interval(CORES[m](whole, **options.get(m, {})), *e, len(kept), n - len(kept))
+           for m, e in zip(names, ends, strict=True)}  # fmt: skip
     return out[metric] if isinstance(metric, str) else out
 
 # %% ../nbs/60_metrics.ipynb #05fcca77
@@ -276,8 +279,7 @@ def report(systems, labels, groups=None, n: int = 1000, seed: int = 0, progress:
     -------
     pandas.DataFrame with columns system, metric, value, low, high: fractions, Cllr in bits
     """
-    systems = systems if isinstance(systems, dict) else {"scores": systems}
-    rows = []
+    systems, rows = systems if isinstance(systems, dict) else {"scores": systems}, []
     for name, scores in systems.items():
         found = confidence_interval(list(REPORTED), scores, labels, groups, n, seed=seed, progress=progress)
         rows += [{"system": name, "metric": m, "value": i.value, "low": i.low, "high": i.high} for m, i in found.items()]
