@@ -11,6 +11,7 @@ from wedefense_nb.batches import (
     class_balanced,
     collate,
     crop_label,
+    crop_segments,
     epoch_batches,
     eval_batches,
     loader,
@@ -38,6 +39,10 @@ def test_crop_label_equals_brute_force_per_sample(spans, start, length):  # pitf
         fake[a : a + n] = True
     want = 0 if not spans or fake[start : start + length].any() else 1
     assert crop_label(fakes, start / 100, (start + length) / 100, 0) == want
+    left = np.zeros(length, bool)
+    for a, b in crop_segments(fakes, start / 100, (start + length) / 100):
+        left[round(a * 100) : round(b * 100)] = True
+    assert np.array_equal(left, fake[start : start + length])
 
 
 def test_crops_are_functions_of_seed_epoch_and_utterance(samples):

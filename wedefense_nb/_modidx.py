@@ -31,6 +31,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'wedefense_nb.batches.class_balanced': ('batches.html#class_balanced', 'wedefense_nb/batches.py'),
                                       'wedefense_nb.batches.collate': ('batches.html#collate', 'wedefense_nb/batches.py'),
                                       'wedefense_nb.batches.crop_label': ('batches.html#crop_label', 'wedefense_nb/batches.py'),
+                                      'wedefense_nb.batches.crop_segments': ('batches.html#crop_segments', 'wedefense_nb/batches.py'),
                                       'wedefense_nb.batches.epoch_batches': ('batches.html#epoch_batches', 'wedefense_nb/batches.py'),
                                       'wedefense_nb.batches.eval_batches': ('batches.html#eval_batches', 'wedefense_nb/batches.py'),
                                       'wedefense_nb.batches.loader': ('batches.html#loader', 'wedefense_nb/batches.py'),
