@@ -16,7 +16,7 @@ from wedefense_nb.recipes import find_recipe, merge_parameters, recipe_parameter
 
 from .conftest import ROOT
 
-COMMANDS = ("demo", "run", "score", "evaluate", "calibrate", "fuse")
+COMMANDS = ("demo", "run", "corpora", "download", "prepare", "score", "evaluate", "calibrate", "fuse")
 KNOWN = {"lr": {"default": 1e-3}, "epochs": {"default": 5}, "name": {"default": "x"}, "flag": {"default": False},
          "options": {"default": {}}}  # fmt: skip
 
