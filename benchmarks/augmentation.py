@@ -15,7 +15,7 @@ import torch
 from scipy.signal import firwin, freqz, lfilter
 from threadpoolctl import threadpool_limits
 
-from wedefense_nb.batches import Item, collate
+from wedefense_nb.batches import Batch, Item, collate
 from wedefense_nb.manifest import utt_rng
 from wedefense_nb.rawboost import ALGORITHMS, Draws, RawBoost, RawBoostOptions, draw, white_noise
 
@@ -74,23 +74,25 @@ def mean_ms(f: Callable[[int], object], n: int = 8, rounds: int = 3) -> float:
     return 1e3 * min(times) / n
 
 
+def compare(algo: int, kinds: str, waves: np.ndarray, batch: Batch) -> dict:
+    boost, o, n = RawBoost(algo), RawBoostOptions(), waves.shape[1]
+    published = mean_ms(lambda i: literal(waves[i], draw_as_published(utt_rng(f"{i}"), n, kinds), kinds))
+    same = mean_ms(lambda i: literal(waves[i], draw(utt_rng(f"{i}"), n, kinds, o), kinds))
+    drawing = mean_ms(lambda i: draw(utt_rng(f"{i}"), n, kinds, o))
+    ours = mean_ms(lambda i: boost(batch, i).wave.sum().item(), 3) / len(waves)  # the sum waits for a GPU
+    row = {"algo": algo, "kinds": kinds, "published": published, "same draws": same, "drawing": drawing, "ours": ours}
+    return row | {"ratio": published / ours, "ratio same draws": same / ours}
+
+
 def main() -> None:
     device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
     torch.set_num_threads(1)
-    threadpool_limits(1)  # numpy's and scipy's
     white_noise(device)  # made once
     waves = 0.1 * np.random.default_rng(0).normal(size=(32, 64000))
     batch = collate([Item(f"u{i}", x.astype(np.float32), 1) for i, x in enumerate(waves)]).to(device)
-    rows = []
-    for algo, kinds in ALGORITHMS.items():
-        boost, o = RawBoost(algo), RawBoostOptions()
-        row = {"algo": algo, "kinds": kinds}
-        row["published"] = mean_ms(lambda i: literal(waves[i], draw_as_published(utt_rng(f"{i}"), 64000, kinds), kinds))
-        row["same draws"] = mean_ms(lambda i: literal(waves[i], draw(utt_rng(f"{i}"), 64000, kinds, o), kinds))
-        row["drawing"] = mean_ms(lambda i: draw(utt_rng(f"{i}"), 64000, kinds, o))
-        row["ours"] = mean_ms(lambda i: boost(batch, i).wave.sum().item(), 3) / 32  # the sum waits for a GPU
-        rows.append(row | {"ratio": row["published"] / row["ours"], "ratio same draws": row["same draws"] / row["ours"]})
-    print(f"{device}, one thread, ms a 4 s utterance, batch 32\n" + pd.DataFrame(rows).round(3).to_string(index=False))
+    with threadpool_limits(1):  # numpy's and scipy's
+        table = pd.DataFrame([compare(algo, kinds, waves, batch) for algo, kinds in ALGORITHMS.items()])
+    print(f"{device}, one thread, ms a 4 s utterance, batch 32\n" + table.round(3).to_string(index=False))
 
 
 if __name__ == "__main__":
