@@ -18,6 +18,7 @@ from torch import Tensor
 from .audio import SAMPLE_RATE
 from .augmentation import Transform, limit, zero_padding
 from .batches import Batch
+from .features import at_once
 
 # %% ../nbs/31_rawboost.ipynb #8014b3b4
 @dataclass(frozen=True)
@@ -145,13 +146,14 @@ def filter_powers(wave: Tensor, responses: Tensor, size: int = 4096) -> Tensor:
     hop, blocks = size - 2 * half, -(-length // (size - 2 * half))
     gap = responses.new_zeros(*responses.shape[:-1], hop)
     gains = torch.fft.rfft(torch.cat([responses[..., :half], gap, responses[..., half:]], -1)).real.to(wave.dtype)
-    x = torch.nn.functional.pad(wave, (half, blocks * hop + half - length))
-    power, total = x, None
-    for k in range(gains.shape[1]):
-        part = torch.view_as_real(torch.fft.rfft(power.unfold(-1, size, hop))) * gains[:, k, None, :, None]
-        total = part if total is None else total.add_(part)
-        power = power * x if k + 1 < gains.shape[1] else power
-    out = torch.fft.irfft(torch.view_as_complex(total), size)[..., half:-half]
+    out, few = wave.new_empty(len(wave), blocks, hop), at_once(wave)
+    for x, gain, y in zip(wave.split(few), gains.split(few), out.split(few), strict=True):
+        power = x = torch.nn.functional.pad(x, (half, blocks * hop + half - length))
+        total = torch.fft.rfft(power.unfold(-1, size, hop)) * gain[:, None, 0]
+        for k in range(1, gain.shape[1]):
+            power = power * x
+            total += torch.fft.rfft(power.unfold(-1, size, hop)) * gain[:, None, k]
+        y.copy_(torch.fft.irfft(total, size)[..., half:-half])
     return out.flatten(1)[:, :length]
 
 # %% ../nbs/31_rawboost.ipynb #f8215842
@@ -213,9 +215,9 @@ class RawBoost(Transform):
         """Draw for each recording, then apply the algorithm to all of them."""
         kinds = ALGORITHMS[self.algo]
         draws = [draw(rng, n, kinds, self.options) for rng, n in zip(rngs, batch.lengths.tolist(), strict=True)]
-        at_once = 8 if batch.wave.device.type == "cpu" else len(draws)  # a processor's cache holds no more
-        for i in range(0, len(draws), at_once):
-            part = slice(i, i + at_once)
+        together = 8 if batch.wave.device.type == "cpu" else len(draws)  # a processor's cache holds no more
+        for i in range(0, len(draws), together):
+            part = slice(i, i + together)
             batch.wave[part] = self._apply(batch.wave[part], batch.lengths[part], draws[part], kinds)
         return batch
 
