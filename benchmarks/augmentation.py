@@ -1,18 +1,23 @@
 """RawBoost against its literal numpy version: `python benchmarks/augmentation.py [cpu|cuda]`.
 
-4 s utterances, one CPU thread; the literal version works on one utterance at a time, ours on batches of 32. Both get the
-same draws, and the time to draw them is included in both. The tests prove ours against this very `literal`.
+4 s utterances, one CPU thread; the literal version works on one utterance at a time, ours on batches of 32. Drawing is
+included everywhere: "published" draws as the published program does (all samples permuted, noise in float64), "same draws"
+takes ours, whose time stands beside it ("drawing"). The tests prove ours against this very `literal` on the same draws.
 """
 
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.signal import firwin, freqz, lfilter
+from threadpoolctl import threadpool_limits
 
-from wedefense_nb.rawboost import ALGORITHMS, Draws, RawBoost, RawBoostOptions, draw
+from wedefense_nb.batches import Batch, Item, collate
+from wedefense_nb.manifest import utt_rng
+from wedefense_nb.rawboost import ALGORITHMS, Draws, RawBoost, RawBoostOptions, draw, white_noise
 
 
 def through(x: np.ndarray, cascade: np.ndarray) -> np.ndarray:
@@ -46,24 +51,48 @@ def literal(x: np.ndarray, d: Draws, kinds: str) -> np.ndarray:
     return x
 
 
+def draw_as_published(rng: np.random.Generator, length: int, kinds: str) -> Draws:
+    """The same distributions in the published program's way: a permutation of all samples, normal numbers in float64."""
+    o = RawBoostOptions()
+    d = draw(rng, length, kinds.replace("I", ""), o)
+    if "I" in kinds:
+        n = int(length * rng.uniform(0, o.impulses) / 100)
+        d.positions, d.impulses = rng.permutation(length)[:n], rng.uniform(-1, 1, n) * rng.uniform(-1, 1, n)
+    if "S" in kinds:
+        rng.normal(0, 1, length)
+    return d
+
+
+def mean_ms(f: Callable[[int], object], n: int = 8, rounds: int = 3) -> float:
+    """Mean time of f(0) to f(n - 1), which draw differently; of several rounds, the fastest counts. In ms."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for i in range(n):
+            f(i)
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times) / n
+
+
+def compare(algo: int, kinds: str, waves: np.ndarray, batch: Batch) -> dict:
+    boost, o, n = RawBoost(algo), RawBoostOptions(), waves.shape[1]
+    published = mean_ms(lambda i: literal(waves[i], draw_as_published(utt_rng(f"{i}"), n, kinds), kinds))
+    same = mean_ms(lambda i: literal(waves[i], draw(utt_rng(f"{i}"), n, kinds, o), kinds))
+    drawing = mean_ms(lambda i: draw(utt_rng(f"{i}"), n, kinds, o))
+    ours = mean_ms(lambda i: boost(batch, i).wave.sum().item(), 3) / len(waves)  # the sum waits for a GPU
+    row = {"algo": algo, "kinds": kinds, "published": published, "same draws": same, "drawing": drawing, "ours": ours}
+    return row | {"ratio": published / ours, "ratio same draws": same / ours}
+
+
 def main() -> None:
     device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
     torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    wave = torch.from_numpy(0.1 * rng.normal(size=(32, 64000)).astype(np.float32)).to(device)
-    lengths, utts, rows = torch.full((32,), 64000, device=device), [f"u{i}" for i in range(32)], []
-    for algo, kinds in ALGORITHMS.items():
-        start = time.perf_counter()
-        for i in range(4):
-            literal(wave[i].double().cpu().numpy(), draw(np.random.default_rng(i), 64000, kinds, RawBoostOptions()), kinds)
-        slow, boost, times = (time.perf_counter() - start) / 4, RawBoost(algo), []
-        for epoch in range(4):
-            start = time.perf_counter()
-            boost(wave, lengths, utts, epoch).sum().item()  # waits for a GPU
-            times.append((time.perf_counter() - start) / 32)
-        fast = min(times)
-        rows.append({"algo": algo, "kinds": kinds, "literal ms": 1e3 * slow, "ours ms": 1e3 * fast, "ratio": slow / fast})
-    print(f"{device}, one thread, 4 s utterances, batch 32\n" + pd.DataFrame(rows).round(2).to_string(index=False))
+    white_noise(device)  # made once
+    waves = 0.1 * np.random.default_rng(0).normal(size=(32, 64000))
+    batch = collate([Item(f"u{i}", x.astype(np.float32), 1) for i, x in enumerate(waves)]).to(device)
+    with threadpool_limits(1):  # numpy's and scipy's
+        table = pd.DataFrame([compare(algo, kinds, waves, batch) for algo, kinds in ALGORITHMS.items()])
+    print(f"{device}, one thread, ms a 4 s utterance, batch 32\n" + table.round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

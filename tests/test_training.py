@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from wedefense_nb import training
 from wedefense_nb.detector import build
-from wedefense_nb.task import label_ids, prior_log_odds
 from wedefense_nb.selection import average_weights, chosen_epochs, should_stop
+from wedefense_nb.task import label_ids, prior_log_odds
 from wedefense_nb.training import FitConfig, fit, lr_at, score
 
 from .conftest import ROOT

@@ -40,24 +40,11 @@ def describe(front: nn.Module, manifest: Manifest, size: int) -> dict:
 
 # %% ../nbs/26_stored.ipynb #a161adcd
 def extract(front: nn.Module, manifest: Manifest, folder, batch_size: int = 8, shard_size: int = 256) -> Manifest:
-    """Write the features of every recording as float16 shards; an interrupted run continues where it stopped.
+    """Write features as float16 shards, resumably; `front` is (wave, lengths) to (features, frames), like `Upstream`.
 
-    Parameters
-    ----------
-    front : module
-        (wave, lengths) to (features, frames), such as `Upstream`; runs in evaluation mode, where its weights are.
-
-    Returns
-    -------
-    Manifest
-        The same recordings; `path` names the shard. Also written to the folder; train from it like from audio.
-
-    Raises
-    ------
-    ManifestError
-        The folder holds features of another network or other recordings.
-    OverflowError
-        Features too large for half precision.
+    Returns the same recordings with `path` naming the shard (also written to the folder): train from it like from
+    audio. Raises ManifestError if the folder holds features of another network or of other recordings, and
+    OverflowError for features too large for half precision.
     """
     folder, about = Path(folder), describe(front, manifest, shard_size)
     folder.mkdir(parents=True, exist_ok=True)
