@@ -170,7 +170,7 @@ class CMVN(nn.Module):
             return cmvn(feats, frames, self.variance)
         return sliding_cmvn(feats, frames, self.window, self.variance, self.causal)
 
-
+# %% ../nbs/22_normalisation.ipynb #46db21bc
 class Normalised(nn.Module):
     """A front end followed by `CMVN`; itself a front end: (wave, lengths) to (feats, frames)."""
 
