@@ -46,7 +46,8 @@ def main() -> None:
     calls = {"torchaudio resample 16-8-16 kHz (baseline)": lambda: resample(resample(batch.wave, 16000, 8000), 8000, 16000)}
     here = [name for name, available in codecs().available.items() if available]
     for name in here:
-        for rate in sorted({CODECS[name].bitrates[0], CODECS[name].bitrates[-1]}):
+        rates = CODECS[name].bitrates
+        for rate in sorted({rates[0], rates[len(rates) // 2], rates[-1]}):
             calls[f"{name}, {rate} kbit/s"] = partial(Codec(name, rate), batch)
     calls["Codec, any of them"] = partial(Codec(here), batch)
     calls |= {"Telephone": partial(Telephone(), batch), "PacketLoss": partial(PacketLoss(), batch)}
