@@ -10,7 +10,20 @@ from torchaudio.compliance.kaldi import fbank
 from torchaudio.functional import compute_deltas
 from torchaudio.transforms import LFCC as TorchLFCC
 
-from wedefense_nb.features import LFCC, PRESETS, Fbank, delta, frame_mask, linear_filters, mean_norm, mel_filters
+from wedefense_nb.audio import load
+from wedefense_nb.batches import Item, collate
+from wedefense_nb.features import (
+    LFCC,
+    PRESETS,
+    Fbank,
+    delta,
+    filter_blocks,
+    frame_mask,
+    linear_filters,
+    mean_norm,
+    mel_filters,
+    sum_bands,
+)
 
 FRONTS = {"fbank": Fbank(80), "fbank, mean": Fbank(80, mean_norm=True), **{n: LFCC.preset(n) for n in PRESETS}}
 
@@ -30,6 +43,32 @@ def test_fbank_equals_kaldi(seed, n_mels):
     want = fbank(wave[None] * 32768, num_mel_bins=n_mels, window_type="hamming", dither=0.0)
     got, frames = alone(Fbank(n_mels), wave)
     assert frames.item() == len(want) and torch.allclose(got[0], want, atol=1e-4)
+
+
+def test_fbank_equals_kaldi_on_speech(few):
+    items = [Item(str(i), load(path)[0], 1) for i, path in enumerate(few.paths()[:12])]
+    batch = collate(items)
+    feats, frames = Fbank()(batch.wave, batch.lengths)
+    for row, n, item in zip(feats, frames, items, strict=True):
+        wave = torch.from_numpy(item.wave)[None] * 32768
+        want = fbank(wave, num_mel_bins=80, window_type="hamming", dither=0.0)
+        assert torch.allclose(row[:n], want, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_mels", [5, 16, 23, 80, 400])
+def test_blocks_leave_out_zeros_and_nothing_else(n_mels):
+    filters, power = mel_filters(n_mels), torch.rand(2, 5, 257)
+    blocks = filter_blocks(filters)
+    assert torch.allclose(sum_bands(power, filters, blocks), power @ filters, rtol=1e-5)
+    assert n_mels < 80 or sum((r.stop - r.start) * 16 for r, _ in blocks) < 0.25 * filters.numel()
+
+
+def test_gradients_are_right_and_the_input_is_left_as_it_was():
+    wave = noise(1, 720).double().requires_grad_()
+    before = wave.detach().clone()
+    for front in (Fbank(5).double(), LFCC.preset("house", n_filters=6, n_coefficients=4).double()):
+        assert torch.autograd.gradcheck(lambda w, f=front: f(w, torch.tensor([720]))[0][:, :1], wave, atol=1e-3, rtol=1e-3)
+    assert torch.equal(wave.detach(), before)
 
 
 def test_a_three_second_chunk_is_300_frames():

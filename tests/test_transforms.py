@@ -10,10 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from wedefense_nb.augmentation import Chain, Gain, OneOf, fit_length, rows
 from wedefense_nb.batches import Batch, Item, collate
+from wedefense_nb.codecs import Codec
 from wedefense_nb.manifest import Manifest, utt_rng
 from wedefense_nb.rawboost import ALGORITHMS, RawBoost
 from wedefense_nb.spectrum import LowPass, Resample
 from wedefense_nb.surroundings import AddNoise, Reverb, read_sources, speech_sources
+from wedefense_nb.telephone import PacketLoss, Telephone
 from wedefense_nb.warping import Pitch, Speed, Tempo, Trim
 
 from .conftest import ROOT
@@ -34,6 +36,9 @@ TRANSFORMS = {
     "trim": lambda **k: Trim(20.0, (0.0, 0.03), 0.05, **k),
     "lowpass": lambda **k: LowPass(**k),
     "resample": lambda **k: Resample(**k),
+    "codec": lambda **k: Codec(["mp3", "opus", "g722", "alaw"], **k),
+    "telephone": lambda **k: Telephone(**k),
+    "packetloss": lambda **k: PacketLoss(conceal=False, **k),  # concealment plays a word's last packet once more
     **{f"rawboost{algo}": lambda algo=algo, **k: RawBoost(algo, **k) for algo in ALGORITHMS},
     "chain": lambda **k: Chain(Speed(p=0.5), Tempo(p=0.5), AddNoise(SOURCES, p=0.5), RawBoost(5, p=0.5), Gain(), **k),
     "oneof": lambda **k: OneOf(AddNoise(SOURCES), Reverb(SOURCES), Pitch(), Trim(), LowPass(), **k),
@@ -96,7 +101,8 @@ def test_labels_are_kept(make):
 def test_silence_and_a_tenth_of_a_second(make):
     silent = collate([Item("a", np.zeros(1600, np.float32), 1), Item("b", np.zeros(9000, np.float32), 0)])
     out = make(seed=1)(silent)
-    assert torch.isfinite(out.wave).all() and out.wave.abs().max() < 1e-6
+    quiet = 3e-4 if make is TRANSFORMS["codec"] else 1e-6  # codecs have no exact zero: a few steps of 16 bits
+    assert torch.isfinite(out.wave).all() and out.wave.abs().max() < quiet
     short = collate([Item("a", sound(1600, 0), 1)])
     out = make(seed=1)(short)
     assert torch.isfinite(out.wave).all() and 700 < int(out.lengths[0]) < 2400

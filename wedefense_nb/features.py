@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LCNN', 'MATLAB', 'PRESETS', 'frame_mask', 'check_batch', 'power_spectrum', 'at_once', 'triangles', 'linear_filters',
-           'mel_filters', 'Fbank', 'mean_norm', 'delta', 'LFCCOptions', 'LFCC', 'dct_matrix']
+           'mel_filters', 'filter_blocks', 'sum_bands', 'Fbank', 'mean_norm', 'delta', 'LFCCOptions', 'LFCC',
+           'dct_matrix']
 
 # %% ../nbs/20_features.ipynb #1994dcab
 import math
@@ -34,13 +35,15 @@ def check_batch(wave: Tensor, lengths: Tensor, shortest: int = 1) -> Tensor:
         raise ValueError(f"need wave (B, T) and lengths (B,), got {tuple(wave.shape)} and {tuple(lengths.shape)}")
     if int(lengths.min()) < shortest or int(lengths.max()) > wave.shape[1]:
         raise ValueError(f"lengths must be {shortest} to {wave.shape[1]} samples here, got {lengths.tolist()[:8]}")
+    if int(lengths.min()) == wave.shape[1]:  # nothing beyond
+        return wave
     return wave * frame_mask(lengths, wave.shape[1])
 
 # %% ../nbs/20_features.ipynb #d8d3bf7a
-def power_spectrum(frames: Tensor, window: Tensor, n_fft: int) -> Tensor:
+def power_spectrum(frames: Tensor, n_fft: int) -> Tensor:
     """|FFT|² of windowed frames: (..., size) to (..., n_fft // 2 + 1)."""
-    spectrum = torch.fft.rfft(frames * window, n=n_fft)
-    return spectrum.real.square() + spectrum.imag.square()
+    squares = torch.view_as_real(torch.fft.rfft(frames, n=n_fft)).square_()  # in place: twice as fast
+    return squares[..., 0] + squares[..., 1]
 
 
 def at_once(wave: Tensor) -> int:
@@ -68,6 +71,21 @@ def mel_filters(n: int = 80, n_fft: int = 512, bottom: float = 20.0) -> Tensor:
     bank, _ = get_mel_banks(n, n_fft, float(SAMPLE_RATE), bottom, 0.0, 100.0, -500.0, 1.0)
     return nn.functional.pad(bank, (0, 1)).T.contiguous()  # the Nyquist bin is left out
 
+# %% ../nbs/20_features.ipynb #a8047010
+def filter_blocks(filters: Tensor, width: int = 16) -> list[tuple[slice, slice]]:
+    """Rows and columns of the parts of (bins, n) that are not zero, `width` columns at a time."""
+    blocks = []
+    for first in range(0, filters.shape[1], width):
+        used = filters[:, first : first + width].any(1).nonzero()
+        rows = slice(int(used.min()), int(used.max()) + 1) if len(used) else slice(0, 1)
+        blocks.append((rows, slice(first, first + width)))
+    return blocks
+
+
+def sum_bands(power: Tensor, filters: Tensor, blocks: list[tuple[slice, slice]]) -> Tensor:
+    """`power @ filters` without the zeros: (..., bins) to (..., n)."""
+    return torch.cat([power[..., rows] @ filters[rows, columns] for rows, columns in blocks], -1)
+
 # %% ../nbs/20_features.ipynb #8f2af23b
 class Fbank(nn.Module):
     """Log mel filter bank, equal to `torchaudio.compliance.kaldi.fbank` (Hamming window), batched.
@@ -89,6 +107,7 @@ class Fbank(nn.Module):
         self.dim, self.mean_norm, self.dither = n_mels, mean_norm, dither
         self.register_buffer("window", torch.hamming_window(self.size, periodic=False), persistent=False)
         self.register_buffer("filters", mel_filters(n_mels, self.n_fft), persistent=False)
+        self.blocks = filter_blocks(self.filters)
 
     def frames(self, lengths: Tensor) -> Tensor:
         """Frames for lengths in samples: 1 + (n - 400) // 160."""
@@ -107,8 +126,11 @@ class Fbank(nn.Module):
 
     def _bands(self, x: Tensor) -> Tensor:
         x = x - x.mean(-1, keepdim=True)
-        x = x - 0.97 * torch.cat([x[..., :1], x[..., :-1]], -1)
-        return (power_spectrum(x, self.window, self.n_fft) @ self.filters).clamp(min=torch.finfo(x.dtype).eps).log()
+        before = 0.97 * x  # in place from here on: writing to memory costs more than the arithmetic
+        x[..., 1:] -= before[..., :-1]
+        x[..., 0] -= before[..., 0]
+        bands = sum_bands(power_spectrum(x.mul_(self.window), self.n_fft), self.filters, self.blocks)
+        return bands.clamp_(min=torch.finfo(x.dtype).eps).log_()
 
 # %% ../nbs/20_features.ipynb #53678052
 def mean_norm(feats: Tensor, frames: Tensor) -> Tensor:
@@ -203,6 +225,7 @@ class LFCC(nn.Module):
         window = {"hamming": torch.hamming_window, "hann": torch.hann_window}[o.window]
         self.register_buffer("window", window(o.size, periodic=o.periodic), persistent=False)
         self.register_buffer("filters", linear_filters(o.n_filters, o.n_fft, o.top), persistent=False)
+        self.blocks = filter_blocks(self.filters)
         self.register_buffer("dct", dct_matrix(o.n_coefficients, o.n_filters), persistent=False)
 
     @classmethod
@@ -231,8 +254,8 @@ class LFCC(nn.Module):
     def _cepstra(self, wave: Tensor, lengths: Tensor, frames: Tensor, total: int) -> Tensor:
         o = self.options
         windows = _lfcc_windows(wave, lengths, total, o)
-        power = power_spectrum(windows * (32768.0 if o.decibel else 1.0), self.window, o.n_fft)
-        bands = power @ self.filters
+        power = power_spectrum(windows * (self.window * 32768.0 if o.decibel else self.window), o.n_fft)
+        bands = sum_bands(power, self.filters, self.blocks)
         if o.decibel:
             return _decibel(bands, frames) @ self.dct
         x = (bands + o.floor).log10() @ self.dct
