@@ -118,16 +118,20 @@ class Detector(nn.Module):
         self.embedding = nn.Linear(pool.out_dim(backbone.dim), embed_dim)
         self.head = LinearHead(embed_dim)
         self.config: dict = {}
+        self.masks: nn.Module | None = None  # SpecAugment, set by training
         self.register_buffer("log_prior_odds", torch.zeros(()))
         self.register_buffer("class_weights", torch.ones(2))
 
-    def embed(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) waves and (B,) lengths in samples to embeddings (B, E)."""
-        return self.embedding(self.pool(*self.backbone(*self.front(wave, lengths))))
+    def embed(self, wave: Tensor, lengths: Tensor, draws: Tensor | None = None) -> Tensor:
+        """(B, T) waves and (B,) lengths in samples to embeddings (B, E); `draws` say which features `masks` covers."""
+        feats, frames = self.front(wave, lengths)
+        if draws is not None:
+            feats = self.masks(feats, frames, draws)
+        return self.embedding(self.pool(*self.backbone(feats, frames)))
 
-    def forward(self, wave: Tensor, lengths: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, wave: Tensor, lengths: Tensor, labels=None, draws=None) -> Tensor:
         """Logits (B, 2); with labels (B,) the training loss, so that gradients of several GPUs are averaged."""
-        embedding = self.embed(wave, lengths)
+        embedding = self.embed(wave, lengths, draws)
         return self.head(embedding) if labels is None else self.head.loss(embedding, labels, self.class_weights)
 
     def score(self, logits: Tensor) -> Tensor:

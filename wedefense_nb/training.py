@@ -22,7 +22,9 @@ from tqdm import tqdm
 from .batches import epoch_batches, eval_batches, loader, share
 from .detector import Detector
 from .manifest import Manifest, utt_rng
+from .policies import changing_loader, make_policy
 from .selection import average_weights, chosen_epochs, should_stop
+from .spectrum import spec_draws
 from .stored import open_dataset
 from .task import BONAFIDE, LABELS, SPOOF, equal_error, label_ids, operating_points, prior_log_odds
 
@@ -44,6 +46,8 @@ class FitConfig:
     patience: int | None = None  # stop after so many epochs without a better dev EER; None: never
     average: int = 3  # epochs to average
     average_by: str = "best"  # "best" by dev EER, or "last"
+    augment: str = "none"  # a policy of chapter 39, for the training recordings only
+    noise: str = ""  # table of noise and room files, where the policy needs one
     precision: str = "no"  # "no" (float32), "bf16" or "fp16"
     workers: int = 0  # processes that load data
     save_every: int = 500  # steps between safety copies within an epoch
@@ -98,14 +102,14 @@ def _table(rows: list, manifest: Manifest) -> pd.DataFrame:
     return table.assign(label=[LABELS[i] for i in table.label]).reset_index()
 
 # %% ../nbs/50_training.ipynb #fce232f6
-def _step(model, optimizer, accelerator: Accelerator, batch, step: int, lr: float, config: FitConfig) -> float:
-    """One optimizer step; returns the loss."""
+def _step(model, optimizer, accelerator: Accelerator, batch, step: int, lr: float, config: FitConfig, draws=None) -> float:
+    """One optimizer step; returns the loss. `draws` (B, n) decide which features are covered (`SpecAugment`)."""
     torch.manual_seed(int(utt_rng(f"step {step} of rank {accelerator.process_index}", config.seed).integers(2**62)))
     for group in optimizer.param_groups:
         group["lr"] = lr
     batch = batch.to(accelerator.device)
     with accelerator.autocast():
-        loss = model(batch.wave, batch.lengths, batch.labels)
+        loss = model(batch.wave, batch.lengths, batch.labels, draws)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss.item()} at step {step}: {', '.join(batch.utts[:5])}")
     accelerator.backward(loss)
@@ -149,6 +153,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.train, self.dev, self.world = train, dev, accelerator.num_processes
         self.data = open_dataset(train, config.crop, config.seed)
+        self.policy = make_policy(config.augment, train, config.noise, config.seed)
+        model.masks = self.policy.masks
         self.total = config.epochs * len(self.batches(0))
         self.identity = _identity(model, train, dev, config, self.world)
         model.class_weights.copy_(torch.tensor(config.class_weights))
@@ -190,14 +196,23 @@ class Run:
         return self.folder / f"epoch_{epoch:03d}.safetensors"
 
 # %% ../nbs/50_training.ipynb #f26e83ea
+def _training_batches(run: Run, plan: list):
+    """Batches of the current epoch, augmented: by the processes that load, or on a GPU where that can do it."""
+    change, device = run.policy.change, run.accelerator.device
+    here = change if change and device.type != "cpu" and not change.on_cpu else None
+    for batch in changing_loader(run.data, plan, run.config.workers, None if here else change, run.epoch):
+        yield here(batch.to(device), run.epoch) if here else batch
+
+# %% ../nbs/50_training.ipynb #3248cd23
 def _train_epoch(run: Run, bar: tqdm) -> None:
     """The rest of the current epoch, from wherever `run.state` says."""
     state, config, plan = run.state, run.config, run.batches(run.epoch)
     done = state["step"] - run.epoch * len(plan)
     run.model.train()
-    for batch in loader(run.data, plan[done:], config.workers):
+    for batch in _training_batches(run, plan[done:]):
         lr = lr_at(state["step"], run.total, config)
-        loss = _step(run.model, run.optimizer, run.accelerator, batch, state["step"], lr, config)
+        draws = spec_draws(batch.utts, config.seed, run.epoch) if run.policy.masks else None
+        loss = _step(run.model, run.optimizer, run.accelerator, batch, state["step"], lr, config, draws)
         state["step"], state["loss"] = state["step"] + 1, state["loss"] + loss
         state["seen"] = [n + int((batch.labels == c).sum()) for c, n in zip((SPOOF, BONAFIDE), state["seen"], strict=True)]
         run.accelerator.log({"train/loss": loss, "train/lr": run.optimizer.param_groups[0]["lr"]}, state["step"])
