@@ -77,7 +77,7 @@ class Corpora(Mapping):
         return {name: _CARDS[name] for name in self}[name]
 
     def __len__(self) -> int:
-        return len(list(self))
+        return sum(1 for _ in self)
 
     def table(self) -> pd.DataFrame:
         """One row a corpus, for reading: title, task, trials, hours, licence, made from, good for, URL."""
@@ -185,20 +185,20 @@ def _headers(root: Path, paths: list[str]) -> list[tuple[str, float, int, str]]:
 
 # %% ../nbs/12_corpora.ipynb #1193eb63
 def _read_new(root: Path, paths: list[str], workers: int) -> Iterator[list]:
-    """Headers of files in pieces, with a progress bar; few files are not worth a second process."""
-    chunks = [paths[i : i + 200] for i in range(0, len(paths), 200)]
-    run = Parallel(workers if len(chunks) > 5 else 1, return_as="generator")(delayed(_headers)(root, c) for c in chunks)
+    """Headers of files in pieces, with a progress bar; in threads, since they mostly wait for the disk."""
+    chunks = [paths[i : i + 100] for i in range(0, len(paths), 100)]
+    run = Parallel(workers, prefer="threads", return_as="generator")(delayed(_headers)(root, c) for c in chunks)
     with tqdm(total=len(paths), desc="headers", unit="file") as bar:
         for rows in run:
             bar.update(len(rows))
             yield rows
 
 # %% ../nbs/12_corpora.ipynb #2ecf2de1
-def read_headers(root, files: pd.DataFrame, cache=None, workers: int = -1) -> pd.DataFrame:
+def read_headers(root, files: pd.DataFrame, cache=None, workers: int = 8) -> pd.DataFrame:
     """Duration (s), sampling rate (Hz) and error ("" if fine) of files, in their order.
 
     `files` has `path`, `size`, `mtime`, as from `scan`; `cache` is a Parquet file, by default `cache_file(root)`;
-    `workers` are processes, -1 for all cores.
+    `workers` are threads.
     """
     root, cache, rows = Path(root), Path(cache or cache_file(root)), []
     known = pd.read_parquet(cache) if cache.is_file() else files[KEY].head(0).assign(duration=0.0, sample_rate=0)
@@ -256,7 +256,7 @@ def _on_disk(listing: Listing, durations: bool, cache, workers: int) -> tuple[pd
 
 # %% ../nbs/12_corpora.ipynb #a2b0fac5
 def survey(
-    name: str, root, durations: bool = True, files: bool = True, cache=None, workers: int = -1, **options
+    name: str, root, durations: bool = True, files: bool = True, cache=None, workers: int = 8, **options
 ) -> tuple[Manifest, pd.DataFrame]:
     """As `prepare`, but returns what can be used and the report of what cannot.
 
