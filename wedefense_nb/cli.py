@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 # %% ../nbs/94_cli.ipynb #12da2846
-app = typer.Typer(help="Detect fake speech: prepare corpora; run recipes; score; evaluate, calibrate, fuse.", no_args_is_help=True,
+app = typer.Typer(help="Detect fake speech: corpora, recipes, scores.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")  # fmt: skip
 Param = Annotated[list[str] | None, typer.Option("-p", "--param", metavar="NAME VALUE", help="Set a parameter; repeat.")]
 

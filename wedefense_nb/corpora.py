@@ -63,7 +63,7 @@ def parser(name: str, **card) -> Callable:
 
     return add
 
-
+# %% ../nbs/12_corpora.ipynb #55c2fff2
 class Corpora(Mapping):
     """Cards by name: those of all modules in `wedefense_nb.parsers`, and what else `parser` has registered."""
 

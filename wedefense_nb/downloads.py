@@ -146,20 +146,16 @@ def unpack(path: Path, folder: Path) -> bool:
     done.touch()
     return True
 
-
+# %% ../nbs/15_downloads.ipynb #3a38d21a
 def download(name: str, folder, mirror: str = "", only: str = "", extract: bool = True) -> pd.DataFrame:
     """Fetch a corpus whose licence lets anybody fetch it.
 
     Parameters
     ----------
-    name : str
-        A key of `ARCHIVES`.
-    folder : path
-        For archives and what is in them; then the `root` of `prepare`.
-    mirror : str
-        Address of a folder that has the archives under the same names.
-    only : str
-        Fetch archives whose name contains this, such as "flac_T" or "keys".
+    name, folder : str, path
+        A key of `ARCHIVES`; where archives and what is in them go, the later `root` of `prepare`.
+    mirror, only : str
+        Address of a folder with the same archives; fetch those whose name contains this, such as "flac_T".
     extract : bool
         Also unpack them.
 

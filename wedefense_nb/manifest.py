@@ -68,7 +68,7 @@ def _utterance_problems(u: pd.DataFrame):
     yield "duration is not a positive number", u[(~(u.duration > 0) | ~np.isfinite(u.duration)) & ~unread]
     yield "sample rate is not positive", u[~(u.sample_rate > 0) & ~unread]
 
-
+# %% ../nbs/11_manifest.ipynb #f46d8078
 def _segment_problems(u: pd.DataFrame, s: pd.DataFrame):
     """Yield (what, offending rows) for the segment table."""
     if s.empty:

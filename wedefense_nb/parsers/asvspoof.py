@@ -45,7 +45,7 @@ def _bad_lines(path: Path, widths) -> str:
     bad = [f"line {i} ({k} fields): {line[:60]!r}" for i, line, k in lines if k != n or "\ufffd" in line]
     return f"{len(bad)} lines, first: " + "; ".join(bad[:3])
 
-
+# %% ../../nbs/16_asvspoof.ipynb #7ed15fe2
 def read_fields(path, widths) -> pd.DataFrame:
     """A text list without a header as strings, columns 0, 1, …; fields are separated by blanks.
 
@@ -79,7 +79,7 @@ def to_labels(column: pd.Series, words: dict[str, str], where) -> pd.Series:
         raise CorpusError(f"{where}: label {', '.join(unknown)} (first in row {row}) is none of {', '.join(words)}")
     return labels.astype("str")
 
-
+# %% ../../nbs/16_asvspoof.ipynb #231c248e
 def agree(label: pd.Series, bonafide: pd.Series, where, what: str) -> None:
     """Assert the polarity: label "bonafide" exactly where another column says so."""
     odd = (label == "bonafide") != bonafide
@@ -100,7 +100,7 @@ def each_list(base: Path, lists: dict, widths, problems: list) -> Iterator[tuple
         else:
             problems.append(("missing", str(name), f"list of {key}"))
 
-
+# %% ../../nbs/16_asvspoof.ipynb #5a7dacf9
 def rows(utt: pd.Series, folder: str, suffix: str, **columns) -> pd.DataFrame:
     """A table of utterances whose files are `folder/utt + suffix`; text that is not given is empty."""
     empty = dict.fromkeys(("split", "speaker", "attack", "codec"), "")
@@ -168,7 +168,7 @@ def asvspoof2021_la(root: Path) -> Listing:
     """ASVspoof 2021, logical access; the numbers on the card are the scored trials."""
     return _asvspoof2021(root, "la")
 
-
+# %% ../../nbs/16_asvspoof.ipynb #9a4ea889
 @parser("asvspoof2021_df", title="ASVspoof 2021 DF", task="detection", licence="ODC-By", sources="VCTK, VCC 2018, VCC 2020",
         url="https://zenodo.org/records/4835108", bonafide=14869, spoof=519059, published=SCORED["df"],
         good_for="evaluation only: over 100 attacks through media compression")  # fmt: skip
@@ -220,7 +220,7 @@ def track2(root, split: str) -> pd.DataFrame:
     agree(label, t.attack.isin(["bonafide", "-"]), path, "the attack column")
     return t.assign(attack=t.attack.where(label == "spoof", ""))
 
-
+# %% ../../nbs/16_asvspoof.ipynb #48512ffb
 def enrolment(root, split: str) -> dict[str, list[str]]:
     """Utterances to enrol each speaker of Track 2 from."""
     t = read_fields(_protocols(Path(root)) / f"ASVspoof5.{split}.track_2.enroll.tsv", [2])

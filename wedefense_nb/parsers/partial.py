@@ -47,7 +47,7 @@ def partial_only(s: pd.DataFrame, attack: str = "") -> pd.DataFrame:
     both = s.groupby("utt").label.transform("nunique") > 1
     return s[both].assign(attack=np.where(s.label[both] == "spoof", attack, "")).reset_index(drop=True)
 
-
+# %% ../../nbs/17_partial.ipynb #bf1f5b70
 def assert_polarity(u: pd.DataFrame, s: pd.DataFrame, where) -> None:
     """Segments must fit the labels of utterances: bona fide has no fake segment, spoof has one."""
     fake = set(s.utt[s.label == "spoof"])
@@ -96,7 +96,7 @@ def read_rttm(path) -> pd.DataFrame:
     s = pd.DataFrame({"utt": t[1], "start": start, "end": start + length, "label": to_labels(t[7], KEY, path)})
     return s[length > 1e-4]
 
-
+# %% ../../nbs/17_partial.ipynb #63539e10
 def _partialspoof_segments(base: Path, split: str, resolution, problems: list) -> tuple[pd.DataFrame, float]:
     """(segments, slack): exact ones if there are and no resolution is asked for, else from the finest labels."""
     rttm = base / split / "con_data" / "rttm_2cls_0sil"
@@ -192,7 +192,7 @@ def _llama_line(number: int, line: str, path: Path) -> tuple[dict, list[dict]]:
         raise CorpusError(f"{path}: line {number} is not UTT SECONDS LABEL start-end-label … without gaps: {line[:80]!r}")
     return {"utt": utt, "label": label}, s
 
-
+# %% ../../nbs/17_partial.ipynb #ec76cd39
 @parser("llamapartialspoof", title="LlamaPartialSpoof", task="localization", licence="CC BY 4.0", sources="LibriTTS",
         url="https://zenodo.org/records/14214149", hours=130, trials=140616,
         good_for="evaluation only: full and partial fakes by recent synthesizers")  # fmt: skip

@@ -54,7 +54,7 @@ def in_the_wild(root: Path) -> Listing:
     u = rows(ids(t.file), "", "", label=label, split="eval", speaker=t.speaker).assign(path=t.file)
     return Listing(u, base)
 
-
+# %% ../../nbs/18_wild.ipynb #30ed1dba
 @parser("spoofceleb", title="SpoofCeleb", task="detection", licence="gated", sources="VoxCeleb1", trials=2_500_000,
         url="https://huggingface.co/datasets/jungjee/spoofceleb",
         good_for="training on voices of 1,251 celebrities with real noise; 23 attacks")  # fmt: skip
@@ -74,7 +74,7 @@ def spoofceleb(root: Path) -> Listing:
         parts.append(u.assign(path=f"flac/{name}/" + t.file))
     return Listing(joined(parts), base, folders=["flac"], problems=problems)
 
-# %% ../../nbs/18_wild.ipynb #30ed1dba
+# %% ../../nbs/18_wild.ipynb #74d04638
 @parser("deepfake_eval_2024", title="Deepfake-Eval-2024", task="detection", licence="gated", sources="social media, 2024",
         url="https://huggingface.co/datasets/nuriachandra/Deepfake-Eval-2024", hours=56.5, trials=1980,
         good_for="evaluation: fakes that people really met; long files, score in windows")  # fmt: skip
@@ -92,7 +92,7 @@ def deepfake_eval_2024(root: Path) -> Listing:
     also = u.path[label == ""].tolist()
     return Listing(u[label != ""].reset_index(drop=True), base, folders=["audio-data"], also=also, problems=problems)
 
-
+# %% ../../nbs/18_wild.ipynb #11d9d875
 @parser("mlaad", title="MLAAD", task="detection", licence="CC BY-NC 4.0 (unconfirmed)", sources="M-AILABS", hours=678.3,
         url="https://deepfake-total.com/mlaad", good_for="fake only: over 100 synthesizers, 51 languages (v9)")  # fmt: skip
 def mlaad(root: Path) -> Listing:
@@ -115,7 +115,7 @@ def _sounds(base: Path, pattern: str, folders) -> pd.DataFrame:
     found = paths.str.extract(pattern)
     return found.assign(path=paths)[found.notna().any(axis=1)].fillna("").reset_index(drop=True)
 
-
+# %% ../../nbs/18_wild.ipynb #c74802db
 @parser("wavefake", title="WaveFake and LJSpeech", task="detection", licence="unconfirmed; LJSpeech public domain",
         sources="LJSpeech, JSUT", url="https://zenodo.org/records/5642694", hours=196, bonafide=13100, spoof=117985,
         good_for="copies by GAN vocoders; one real voice in English, so never alone")  # fmt: skip
@@ -132,7 +132,7 @@ def wavefake(root: Path) -> Listing:
     u = u.assign(speaker=np.where(japanese, "JSUT", "LJ")).drop(columns="voice", errors="ignore")
     return Listing(u, base, folders=folders, problems=problems)
 
-
+# %% ../../nbs/18_wild.ipynb #9f6b6520
 @parser("cfad", title="CFAD", task="detection", licence="CC BY 4.0", sources="AISHELL-1, AISHELL-3, THCHS-30, MAGICDATA",
         url="https://zenodo.org/records/8122764", good_for="Mandarin; the same recordings clean, noisy and coded")  # fmt: skip
 def cfad(root: Path) -> Listing:
@@ -191,7 +191,7 @@ def codecfake(root: Path) -> Listing:
         parts.append(u.assign(path=folder + "/" + t[0], attack=pd.Series(attack, t.index).where(label == "spoof", "")))
     return Listing(joined(parts), base, folders=["train", "dev", "test"], problems=problems)
 
-
+# %% ../../nbs/18_wild.ipynb #c3edeaa8
 @parser("antideepfake", title="AntiDeepfake protocol", task="detection", licence="code BSD-3",
         url="https://github.com/nii-yamagishilab/AntiDeepfake",
         good_for="mixing many corpora; also says what published models were trained on")  # fmt: skip
@@ -229,7 +229,7 @@ def _own_table(path: Path) -> Listing:
     segments = read_table(s, SEGMENTS).astype({"start": float, "end": float}) if s.is_file() else None
     return Listing(u, path.parent, *([segments] if segments is not None else []))
 
-
+# %% ../../nbs/18_wild.ipynb #96833f8d
 @parser("generic", title="a folder or table of your own", task="detection", licence="yours", url="",
         good_for="your own recordings")  # fmt: skip
 def generic(root: Path) -> Listing:
