@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wedefense_nb.audio import save
 from wedefense_nb.corpora import CORPORA, CorpusError, CorpusWarning, parser, prepare, read_headers, scan, survey
 from wedefense_nb.manifest import Manifest, ManifestError
 from wedefense_nb.parsers.asvspoof import counts, enrolment, read_fields, track2
@@ -119,7 +120,7 @@ def test_importing_corpora_imports_no_parser():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_miniature_tree(name, tmp_path):
+def test_miniature_tree(name, tmp_path):  # pitfall 58: mp4 and dat are read through PyAV
     root = tree(name, tmp_path / "a b")
     m, problems = survey(name, root)
     allowed = {"deepfake_eval_2024": {"unlabelled"}, "codecfake": set()}.get(name, set())
@@ -184,8 +185,6 @@ def test_broken_lines_are_named(name, damage, tmp_path):
         file.write_bytes(first.encode() + b"\n\xff\xfe" + rest[0].encode())
     else:
         file.write_text("\n".join(change[damage]))
-    if name == "llamapartialspoof" and damage == "not UTF-8":
-        pytest.skip("read line by line, see the next test")
     with pytest.raises((CorpusError, ManifestError), match="listed twice" if damage == "twice" else file.name) as error:
         prepare(name, root, files=False)
     if damage in ("one field less", "one field more") and name != "llamapartialspoof":
@@ -462,7 +461,7 @@ def damaged(tmp_path):
     return root
 
 
-def test_one_report_of_everything(tmp_path):
+def test_one_report_of_everything(tmp_path):  # pitfalls 18 and 53: nothing is dropped in silence
     m, problems = survey("asvspoof2019_la", damaged(tmp_path))
     assert sorted(problems.problem) == ["double", "extra", "missing", "unreadable", "unreadable"]
     assert len(m) == 3 and len(m) + (problems.problem.isin(["missing", "unreadable"])).sum() == 6  # count in = count out
@@ -505,6 +504,14 @@ def test_known_durations_are_kept_when_headers_are_not_read(tmp_path):
     assert read("antideepfake", tmp_path).duration.max() < 2  # the header is the better witness
     other = read("antideepfake", tmp_path / "train.csv", data=tmp_path)
     assert len(other) == 2
+
+
+def test_rates_come_from_headers(tmp_path):  # pitfall 59
+    root = tree("wavefake", tmp_path)
+    save(root / "LJSpeech-1.1/wavs/LJ001-0001.wav", np.linspace(-0.5, 0.5, 22050, dtype=np.float32), 22050)
+    u = read("wavefake", root)
+    assert u.sample_rate["LJSpeech-1.1/wavs/LJ001-0001"] == 22050 and u.duration["LJSpeech-1.1/wavs/LJ001-0001"] == 1.0
+    assert set(u.sample_rate.drop("LJSpeech-1.1/wavs/LJ001-0001")) == {16000}
 
 
 def test_headers_are_remembered_by_size_and_time(tmp_path, monkeypatch):

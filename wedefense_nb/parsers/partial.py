@@ -188,7 +188,7 @@ def _llama_line(number: int, line: str, path: Path) -> tuple[dict, list[dict]]:
         fits = tiles and abs(edges[-1][1] - float(duration)) < 1e-3 and {x["label"] for x in s} <= set(KEY)
     except (ValueError, KeyError, IndexError):
         fits = False
-    if not fits or label not in KEY:
+    if not fits or label not in KEY or "\ufffd" in line:
         raise CorpusError(f"{path}: line {number} is not UTT SECONDS LABEL start-end-label … without gaps: {line[:80]!r}")
     return {"utt": utt, "label": label}, s
 
@@ -202,7 +202,7 @@ def llamapartialspoof(root: Path) -> Listing:
     base = find_root("llamapartialspoof", root, lists.values())
     parts, found, problems = [], [], [("missing", f, "list") for f in lists.values() if not (base / f).is_file()]
     for part in (p for p, f in lists.items() if (base / f).is_file()):
-        text = (base / lists[part]).read_text(encoding="utf-8-sig").splitlines()
+        text = (base / lists[part]).read_bytes().decode("utf-8-sig", errors="replace").splitlines()
         pairs = [_llama_line(i, line, base / lists[part]) for i, line in enumerate(text, 1) if line.strip()]
         u, s = pd.DataFrame([p[0] for p in pairs], dtype="str"), pd.DataFrame([x for p in pairs for x in p[1]])
         name = u.utt.str.extract(r"^[^-_]+-(?P<attack>.+?)-(?P<kind>full|partial[^_]*)_").fillna("")
