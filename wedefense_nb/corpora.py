@@ -83,8 +83,7 @@ class Corpora(Mapping):
         """One row a corpus, for reading: title, task, trials, hours, licence, made from, good for, URL."""
         rows = pd.DataFrame({name: card._asdict() for name, card in self.items()}).T.rename_axis("name")
         number = rows[["bonafide", "spoof", "trials", "hours"]].apply(pd.to_numeric)
-        both = number[["bonafide", "spoof"]].sum(axis=1, min_count=1)
-        rows = rows.assign(trials=number.trials.fillna(both).astype("Int64"), hours=number.hours)
+        rows = rows.assign(trials=number.trials.fillna(number.bonafide + number.spoof).astype("Int64"), hours=number.hours)
         return rows[["title", "task", "trials", "hours", "licence", "sources", "good_for", "url"]]
 
 
@@ -145,14 +144,15 @@ def _stem(paths: pd.Series) -> pd.Series:
 
 
 def _base(paths: pd.Series) -> pd.Series:
-    return _stem(paths).str.rsplit("/", n=1).str[-1]
+    return paths.str.replace(r"^.*/|\.[^./]*$", "", regex=True).astype(object)
 
 
 def _match(u: pd.DataFrame, there: pd.DataFrame, also) -> tuple[pd.DataFrame, list]:
     """Rows whose recording exists (with `size`, `mtime`), and problems: missing, extra, double."""
-    names, unique = pd.Index(there.path.astype(object)), _base(u.path).is_unique
+    names = pd.Index(there.path.astype(object))
     here = pd.Series(names.get_indexer(u.path.astype(object)), u.index)
     known = np.concatenate([here, names.get_indexer(list(also))])
+    unique = ((here < 0).any() or (known >= 0).sum() < len(there)) and _base(u.path).is_unique  # only if it matters
     for same in [_stem, _base] if unique else [_stem]:  # another suffix, another folder
         free = np.setdiff1d(np.arange(len(there)), known)
         if (here < 0).any() and len(free):
