@@ -281,3 +281,32 @@ def test_score_recipes_run_headlessly(recipe, tmp_path):
         assert {r["by"] for r in result["breakdown"]} == {"attack", "language", "duration"} and len(result["differences"]) == 3
     else:
         assert set(result["fusion"]["weights"]) == {"lcnn", "resnet"} and (tmp_path / "run/scores/eval.csv").is_file()
+
+
+def test_corpora_are_listed_and_prepared(tmp_path):
+    from wedefense_nb.manifest import Manifest
+
+    from .trees import lists, sound, tree
+
+    listed = command("corpora")
+    assert listed.returncode == 0 and listed.stdout.count("\n    http") == 19 and "1,004,081 trials" in listed.stdout
+    assert "musan" not in command("corpora", "localization").stdout and command("corpora", "cooking").returncode == 1
+    root, out = tree("partialspoof", tmp_path / "ps"), tmp_path / "out"
+    done = command("prepare", "partialspoof", root, out, "-o", "resolution=0.16")
+    assert done.returncode == 0 and "5 utterances, 4 segments" in done.stdout and "2580" in done.stdout, done.stderr
+    m = Manifest.read(out)  # files=True: every recording is found from anywhere
+    assert len(m) == 5 and (out / "report.csv").read_text().startswith("problem,path,detail")
+    assert pd.read_csv(out / "counts.csv").published.max() == 63882
+    sound(root / "database/train/con_wav/CON_T_9.wav")
+    done = command("prepare", "partialspoof", root, tmp_path / "strict", "--strict")
+    assert done.returncode == 1 and "1 extra, first: train/con_wav/CON_T_9.wav" in done.stderr
+    assert not (tmp_path / "strict/utterances.csv").exists()
+    done = command("prepare", "in_the_wild", lists("in_the_wild", tmp_path / "w"), tmp_path / "wild", "--no-files")
+    assert done.returncode == 0 and len(Manifest.read(tmp_path / "wild", files=False)) == 3
+    done = command("prepare", "asvspoof5", tmp_path / "w", tmp_path / "no")
+    assert done.returncode == 1 and "Expected here: ASVspoof5_protocols" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_download_refuses_in_one_line(tmp_path):
+    done = command("download", "mlaad", tmp_path)
+    assert done.returncode == 1 and "see https://deepfake-total.com/mlaad" in done.stderr and "Traceback" not in done.stderr

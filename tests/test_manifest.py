@@ -93,6 +93,19 @@ def test_dash_means_no_attack():
     assert Manifest(u.assign(attack=["-", "A01", "-", "A01"])).utterances.attack.tolist() == ["", "A01", "", "A01"]
 
 
+def test_what_is_unknown_is_unknown_openly(tmp_path):
+    unread = u.assign(duration=np.nan, sample_rate=0)
+    back = Manifest.read(Manifest(unread, s).write(tmp_path), files=False)
+    assert back.utterances.duration.isna().all() and set(back.utterances.sample_rate) == {0} and len(back.segments) == 3
+    for half in (u.assign(duration=np.nan), u.assign(sample_rate=0)):
+        with pytest.raises(ManifestError, match="not a positive|not positive"):
+            Manifest(half)
+    assert set(Manifest(u.assign(label="", attack="")).utterances.label) == {""}
+    Manifest(u.assign(label=["bonafide", "spoof", "", ""], split=["train", "train", "eval", "eval"], attack=""))
+    with pytest.raises(ManifestError, match="no label .*: 1 rows"):
+        Manifest(u.assign(label=["bonafide", "", "spoof", "spoof"], attack=""))
+
+
 def test_subset_keeps_segments_of_its_utterances():
     m = Manifest(u, s)
     assert len(m.subset(utt="u1").segments) == 3 and len(m.subset(utt=["u0", "u2"]).segments) == 0

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from wedefense_nb import pretrained
 from wedefense_nb.encoders.fast_encoder import FastEncoder, distance_buckets, linear
-from wedefense_nb.pretrained import UPSTREAMS, conv_layers, fetch, find_checkpoint, read_checkpoint
+from wedefense_nb.pretrained import UPSTREAMS, conv_layers, fetch_file, find_checkpoint, read_checkpoint
 from wedefense_nb.upstreams import (
     TINY,
     LayerMix,
@@ -109,21 +109,21 @@ def test_fetch_takes_the_servers_checksum_and_keeps_it(server, tmp_path, monkeyp
 
     right = hashlib.sha256(Server.body).hexdigest()
     monkeypatch.setattr(Server, "etag", right)
-    path = fetch(server + "a.pt", tmp_path / "a.pt")
+    path = fetch_file(server + "a.pt", tmp_path / "a.pt")
     assert path.read_bytes() == Server.body and (tmp_path / "a.pt.sha256").read_text() == right
     monkeypatch.setattr(Server, "body", b"other")
-    assert fetch(server + "a.pt", tmp_path / "a.pt").read_bytes() != b"other", "fetched once"
+    assert fetch_file(server + "a.pt", tmp_path / "a.pt").read_bytes() != b"other", "fetched once"
     with pytest.raises(ValueError, match="hash of downloaded file"):
-        fetch(server + "b.pt", tmp_path / "b.pt")
+        fetch_file(server + "b.pt", tmp_path / "b.pt")
     assert not (tmp_path / "b.pt").exists()
     with pytest.raises(ValueError, match="another checksum"):
-        fetch(server + "a.pt", tmp_path / "a.pt", "0" * 64)
+        fetch_file(server + "a.pt", tmp_path / "a.pt", "0" * 64)
 
 
 def test_fetch_without_checksum_or_network(server, tmp_path):
-    assert fetch(server + "c.pt", tmp_path / "c.pt").is_file() and len((tmp_path / "c.pt.sha256").read_text()) == 64
+    assert fetch_file(server + "c.pt", tmp_path / "c.pt").is_file() and len((tmp_path / "c.pt.sha256").read_text()) == 64
     with pytest.raises(FileNotFoundError, match="put it at .*d.pt"):
-        fetch("http://127.0.0.1:9/d.pt", tmp_path / "d.pt")
+        fetch_file("http://127.0.0.1:9/d.pt", tmp_path / "d.pt")
 
 
 def test_find_checkpoint_downloads_names_once(server, tmp_path, monkeypatch, tiny):

@@ -50,21 +50,31 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
 
 # %% ../nbs/11_manifest.ipynb #4a6c841b
+def _among(values: pd.Series, others: pd.Series) -> pd.Series:
+    """`values.isin(others)`; on text as plain objects, which is ten times faster for a million ids."""
+    return values.astype(object).isin(others.astype(object))
+
+
 def _utterance_problems(u: pd.DataFrame):
     """Yield (what, offending rows) for the utterance table."""
     yield "duplicate utt", u[u.duplicated("utt", keep=False)].sort_values("utt")
     yield "empty utt", u[u.utt == ""]
-    yield f"unknown label (use one of {LABELS})", u[~u.label.isin(LABELS)]
+    yield f"unknown label (use one of {LABELS})", u[~u.label.isin([*LABELS, ""])]
+    some = u.split.isin(u.split[u.label != ""].unique())
+    yield "no label (label all of a split, or none of it)", u[(u.label == "") & some]
     yield f"unknown split (use one of {SPLITS})", u[~u.split.isin(SPLITS)]
     yield "bona fide with an attack", u[(u.label == "bonafide") & (u.attack != "")]
-    yield "duration is not a positive number", u[~(u.duration > 0) | ~np.isfinite(u.duration)]
-    yield "sample rate is not positive", u[~(u.sample_rate > 0)]
+    unread = u.duration.isna() & (u.sample_rate == 0)  # nobody has looked into the file yet
+    yield "duration is not a positive number", u[(~(u.duration > 0) | ~np.isfinite(u.duration)) & ~unread]
+    yield "sample rate is not positive", u[~(u.sample_rate > 0) & ~unread]
 
-
+# %% ../nbs/11_manifest.ipynb #f46d8078
 def _segment_problems(u: pd.DataFrame, s: pd.DataFrame):
     """Yield (what, offending rows) for the segment table."""
+    if s.empty:
+        return
     yield f"segment with an unknown label (use one of {LABELS})", s[~s.label.isin(LABELS)]
-    yield "segment of an unknown utt", s[~s.utt.isin(u.utt)]
+    yield "segment of an unknown utt", s[~_among(s.utt, u.utt)]
     s = s.merge(u.drop_duplicates("utt")[["utt", "label", "duration"]], on="utt", suffixes=("", "_utt"))
     tolerance = 1 / 16000
     outside = (s.start < 0) | (s.end > s.duration + tolerance) | ~(s.start < s.end)
@@ -74,7 +84,7 @@ def _segment_problems(u: pd.DataFrame, s: pd.DataFrame):
     yield "overlapping segments", s[overlap | overlap.shift(-1, fill_value=False)]
     yield "spoof segment in a bona fide utterance", s[(s.label == "spoof") & (s.label_utt == "bonafide")]
     fake = s.utt[s.label == "spoof"]
-    yield "spoof utterance whose segments are all bona fide", s[(s.label_utt == "spoof") & ~s.utt.isin(fake)]
+    yield "spoof utterance whose segments are all bona fide", s[(s.label_utt == "spoof") & ~_among(s.utt, fake)]
 
 # %% ../nbs/11_manifest.ipynb #b2c8a30f
 @dataclass
@@ -148,7 +158,7 @@ def _subset(m: Manifest, where: dict) -> Manifest:
         if column not in u.columns:
             raise KeyError(f"no column {column!r}; there are {list(u.columns)}")
         u = u[u[column].isin([wanted] if np.isscalar(wanted) else list(wanted))]
-    return Manifest(u, m.segments[m.segments.utt.isin(u.utt)], m.root)
+    return Manifest(u, m.segments[_among(m.segments.utt, u.utt)], m.root)
 
 # %% ../nbs/11_manifest.ipynb #0ff1680f
 def _write(m: Manifest, folder: Path) -> Path:

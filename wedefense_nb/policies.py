@@ -74,21 +74,10 @@ class Policy:
 
 
 def make_policy(text: str, train: Manifest, noise: str = "", seed: int = 0) -> Policy:
-    """Build a policy such as "rawboost+specaugment"; "none" is the empty one.
+    """Build a policy from names of `policy_names()` joined by "+"; "none" is the empty one.
 
-    Parameters
-    ----------
-    text : str
-        Names of `policy_names()`, joined by "+".
-    train : Manifest
-        Where babble's voices come from; its recordings must be audio, not stored features, if waves are changed.
-    noise : str
-        For `noise_sources`.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, or waves to change where there are only features.
+    `train` lends the voices of babble, `noise` is for `noise_sources`. An unknown name, or waves to change where the
+    manifest has stored features, is a ValueError.
     """
     names = [] if text == "none" else [name.strip() for name in text.split("+")]
     known = [name for name in names if name in POLICIES or re.fullmatch("rawboost[1-8]?|specaugment", name)]
