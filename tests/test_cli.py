@@ -11,12 +11,12 @@ import soundfile as sf
 import yaml
 from typer.testing import CliRunner
 
-from wedefense_nb.cli import app, join_pairs
+from wedefense_nb.cli import app, gather, join_pairs
 from wedefense_nb.recipes import find_recipe, merge_parameters, recipe_parameters, run_recipe
 
 from .conftest import ROOT
 
-COMMANDS = ("demo", "run", "corpora", "download", "prepare", "score", "evaluate", "calibrate", "fuse")
+COMMANDS = ("demo", "run", "corpora", "download", "prepare", "extract", "score", "evaluate", "calibrate", "fuse")
 KNOWN = {"lr": {"default": 1e-3}, "epochs": {"default": 5}, "name": {"default": "x"}, "flag": {"default": False},
          "options": {"default": {}}}  # fmt: skip
 
@@ -31,6 +31,7 @@ def command(*args, cwd=ROOT, progress=False, **kwargs):
 
 
 def test_help_shows_commands_and_examples():
+    gather()
     out = CliRunner().invoke(app, ["--help"], env={"NO_COLOR": "1"}).output
     assert all(c in out for c in COMMANDS)
     for c in COMMANDS:
@@ -310,3 +311,21 @@ def test_corpora_are_listed_and_prepared(tmp_path):
 def test_download_refuses_in_one_line(tmp_path):
     done = command("download", "mlaad", tmp_path)
     assert done.returncode == 1 and "see https://deepfake-total.com/mlaad" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_features_are_extracted_and_read(tmp_path, samples):
+    from wedefense_nb.manifest import Manifest
+    from wedefense_nb.stored import open_dataset
+    from wedefense_nb.upstreams import tiny_checkpoint
+
+    few = samples.subset(utt=samples.utterances.utt[:5].tolist())
+    few.utterances["path"] = [str(p) for p in few.paths()]
+    few.write(tmp_path / "few")
+    network = tiny_checkpoint(tmp_path / "tiny.pt")
+    done = command("extract", network, tmp_path / "few", tmp_path / "features", "--layers", "1", "--device", "cpu")
+    assert done.returncode == 0 and "5 recordings, 1 shards" in done.stdout, done.stderr
+    assert open_dataset(Manifest.read(tmp_path / "features"))[0, 2].wave.shape[1] == 32
+    wrong = command("extract", network, tmp_path / "few", tmp_path / "features", "--layers", "9")
+    assert wrong.returncode == 1 and wrong.stderr.strip().startswith("error: layers must be")
+    other = command("extract", network, tmp_path / "few", tmp_path / "features", "--layers", "all")
+    assert other.returncode == 1 and "choose an empty folder" in other.stderr and "Traceback" not in other.stderr
