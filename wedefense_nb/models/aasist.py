@@ -92,6 +92,8 @@ def pair_scores(h: Tensor, project: nn.Linear, vectors: Tensor, budget: int | No
     """
     batch, n, dim = h.shape
     budget = budget or 2 ** (18 if h.device.type == "cpu" else 26)
+    if h.device.type == "cpu" and batch > 1 and n * n * dim > budget:  # long recordings fill the cache one by one
+        return torch.cat([pair_scores(one, project, vectors, budget) for one in h.split(1)])
     rows = n if 4 * batch * n * n * dim <= budget else max(1, min(-(-n // 4), budget // (batch * n * dim)))
     again = torch.is_grad_enabled() and batch * n * n * dim > 2**24
     out = h.new_zeros(batch, n, n, vectors.shape[1])
