@@ -1,4 +1,4 @@
-"""Properties that every registered detector must have, and values of single ones."""
+"""The frame that all detectors share, and values of the convolutional ones."""
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from wedefense_nb.detector import (
     StatsPool,
     build,
     load_model,
-    names,
     register,
     save_model,
     summary,
@@ -18,73 +17,9 @@ from wedefense_nb.detector import (
 from wedefense_nb.features import Fbank
 from wedefense_nb.models.cnn import LCNN, ResNet, mfm
 
-SMALL = {"lcnn_lstm": {"dropout": 0.1}, "resnet18": {"n_mels": 24}, "bands": {}}
-MODELS = {name: build(name, **SMALL.get(name, {})).eval() for name in names()}
-
-
-def noise(*shape, seed=0):
-    return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 def size(module):
     return sum(p.numel() for p in module.parameters())
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_padding_and_neighbours_never_change_a_score(name):
-    model, lengths = MODELS[name], torch.tensor([24000, 11111, 2000, 700])
-    wave = noise(4, 30000)  # beyond the lengths lies noise, not zeros
-    with torch.no_grad():
-        together = model(wave, lengths)
-        alone = torch.cat([model(wave[i : i + 1, :n], lengths[i : i + 1]) for i, n in enumerate(lengths.tolist())])
-    assert together.shape == (4, 2) and torch.allclose(together, alone, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_eval_is_deterministic_and_silence_is_finite(name):
-    with torch.no_grad():
-        assert torch.equal(*(MODELS[name](noise(1, 8000), torch.tensor([8000])) for _ in range(2)))
-        assert torch.isfinite(MODELS[name](torch.zeros(1, 8000), torch.tensor([8000]))).all()
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("n", [400, 800, 1600, 5000])
-def test_short_recordings_are_finite_in_training_too(name, n):  # pitfall 43
-    model = MODELS[name].train()
-    loss = model(noise(2, n), torch.tensor([n, n]), torch.tensor([0, 1]))
-    model.eval()
-    assert torch.isfinite(loss)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_gradient_reaches_every_parameter(name):  # pitfall 40
-    model = build(name, **SMALL.get(name, {})).train()
-    model(noise(4, 16000), torch.tensor([16000, 16000, 12000, 9000]), torch.tensor([0, 1, 0, 1])).backward()
-    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not dead
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_less_than_a_frame_is_refused(name):
-    with pytest.raises(ValueError):
-        MODELS[name](noise(1, 1000), torch.tensor([0]))
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_minute_runs(name):
-    with torch.no_grad():
-        assert torch.isfinite(MODELS[name](noise(1, 16000 * 60), torch.tensor([16000 * 60]))).all()
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_save_and_load_keep_scores_and_prior(name, tmp_path):
-    model = build(name, **SMALL.get(name, {})).eval()
-    model.log_prior_odds.fill_(-1.5)
-    back = load_model(save_model(model, tmp_path))
-    wave, lengths = noise(2, 9000), torch.tensor([9000, 5000])
-    with torch.no_grad():
-        assert torch.equal(back.score(back(wave, lengths)), model.score(model(wave, lengths)))
-    assert back.config == model.config and not back.training
 
 
 def test_wrong_weights_do_not_load_silently(tmp_path):  # pitfall 45
