@@ -18,7 +18,15 @@ from wedefense_nb.detector import (
 from wedefense_nb.features import Fbank
 from wedefense_nb.models.cnn import LCNN, ResNet, mfm
 
-SMALL = {"lcnn_lstm": {"dropout": 0.1}, "resnet18": {"n_mels": 24}, "bands": {}}
+SMALL = {
+    "lcnn_lstm": {"dropout": 0.1},
+    "resnet18": {"n_mels": 24},
+    "resnet34": {"n_mels": 24},
+    "res2net34": {"n_mels": 24},
+    "ecapa": {"channels": 64, "context": True},
+    "xvector": {"width": 64},
+    "bands": {},
+}
 MODELS = {name: build(name, **SMALL.get(name, {})).eval() for name in names()}
 
 
