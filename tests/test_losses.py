@@ -27,6 +27,7 @@ from wedefense_nb.losses import (
     with_head,
 )
 from wedefense_nb.task import BONAFIDE, SPOOF, prior_log_odds
+from wedefense_nb.training import FitConfig, fit
 
 OPTIONS = {"oc_softmax": {"centres": 3}, "aam": {"margin": 0.4}}
 LABELS = torch.tensor([SPOOF, BONAFIDE, BONAFIDE, SPOOF, SPOOF])
@@ -343,3 +344,15 @@ def test_p2sgrad_of_a_perfect_embedding_is_zero():
     head = P2SGradHead(2)
     head.vectors.data = torch.eye(2)
     assert head.loss(5 * torch.eye(2), torch.tensor([SPOOF, BONAFIDE])).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_training_moves_the_margin_and_knows_the_prior(few, tmp_path):  # pitfall 4
+    ramps = {"ramp_end": 1.0, "ramp_shape": "linear", "initial_margin": 0.1}
+    model = build("bands", n_mels=20, embed_dim=4, head="aam", head_options=ramps)
+    margins, bend = [], model.head.bend
+    model.head.bend = lambda cosine, margin: margins.append(margin) or bend(cosine, margin)
+    result = fit(model, few, few, FitConfig(epochs=2, crop=None, class_weights=(0.1, 0.9)), tmp_path)
+    assert margins[0] == 0.1 and margins == sorted(set(margins)) and 0.1 < margins[-1] < 0.2
+    n = few.utterances.label.value_counts()
+    want = math.log(0.9 * n["bonafide"] / (0.1 * n["spoof"]))
+    assert result.model.log_prior_odds.item() == pytest.approx(want, abs=1e-5)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .batches import epoch_batches, eval_batches, loader, share
 from .detector import Detector
+from .losses import set_progress
 from .manifest import Manifest, utt_rng
 from .selection import average_weights, chosen_epochs, should_stop
 from .stored import open_dataset
@@ -194,9 +195,10 @@ def _train_epoch(run: Run, bar: tqdm) -> None:
     """The rest of the current epoch, from wherever `run.state` says."""
     state, config, plan = run.state, run.config, run.batches(run.epoch)
     done = state["step"] - run.epoch * len(plan)
-    run.model.train()
+    plain = run.accelerator.unwrap_model(run.model.train())
     for batch in loader(run.data, plan[done:], config.workers):
         lr = lr_at(state["step"], run.total, config)
+        set_progress(plain, state["step"] / run.total)  # margins of the head may grow with it
         loss = _step(run.model, run.optimizer, run.accelerator, batch, state["step"], lr, config)
         state["step"], state["loss"] = state["step"] + 1, state["loss"] + loss
         state["seen"] = [n + int((batch.labels == c).sum()) for c, n in zip((SPOOF, BONAFIDE), state["seen"], strict=True)]
