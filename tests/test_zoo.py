@@ -13,6 +13,10 @@ from wedefense_nb.detector import build, load_model, names, save_model
 SMALL = {
     "lcnn_lstm": {"dropout": 0.1},
     "resnet18": {"n_mels": 24},
+    "resnet34": {"n_mels": 24},
+    "res2net34": {"n_mels": 24},
+    "ecapa": {"channels": 64, "context": True},
+    "xvector": {"width": 64},
     "wedefense_lcnn_lstm": {"dropout": 0.1},
     "rawnet2": {"hidden": 64},
     "rawnet2_2019": {"hidden": 64},

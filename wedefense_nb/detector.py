@@ -77,6 +77,8 @@ class MaskedBatchNorm(nn.BatchNorm2d):
 class LinearHead(nn.Module):
     """Two logits from an embedding (tanh, then linear), trained with cross-entropy."""
 
+    log_odds = True  # the difference of the logits is a log-odds, so the training prior can be subtracted
+
     def __init__(self, dim: int):
         super().__init__()
         self.out = nn.Linear(dim, 2)
@@ -85,7 +87,11 @@ class LinearHead(nn.Module):
         """(B, E) to logits (B, 2)."""
         return self.out(torch.tanh(embedding))
 
-    def loss(self, embedding: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def logits(self, embedding: Tensor) -> Tensor:
+        """(B, E) to logits (B, 2)."""
+        return self(embedding)
+
+    def loss(self, embedding: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Cross-entropy with class weights (2,), averaged."""
         return nn.functional.cross_entropy(self(embedding), labels, weight=weights)
 
@@ -136,7 +142,8 @@ class Detector(nn.Module):
 
     def score(self, logits: Tensor) -> Tensor:
         """Logits (B, 2) to scores (B,), higher = more bona fide: their difference without the training prior."""
-        return (logits[:, BONAFIDE] - logits[:, SPOOF]).float() - self.log_prior_odds
+        difference = (logits[:, BONAFIDE] - logits[:, SPOOF]).float()
+        return difference - self.log_prior_odds if self.head.log_odds else difference
 
 # %% ../nbs/40_detector.ipynb #4edbd8e7
 class Identity(nn.Module):
@@ -180,7 +187,7 @@ def build(name: str, **config) -> Detector:
     name : str
         One of `names()`.
     **config
-        Options of that detector.
+        Options of that detector; `head` and `head_options` replace the head of any (chapter 44).
 
     Raises
     ------
@@ -189,12 +196,15 @@ def build(name: str, **config) -> Detector:
     """
     if name not in names():
         raise ValueError(f"unknown detector {name!r}; there are {names()}")
+    head = {k: config.pop(k) for k in ("head", "head_options") if k in config}
     options = inspect.signature(REGISTRY[name]).parameters
     unknown = sorted(set(config) - set(options))
     if unknown:
         raise ValueError(f"{name} has no option {unknown}; it has {sorted(options)}")
     model = REGISTRY[name](**config)
     model.config = {"name": name} | {k: config.get(k, p.default) for k, p in options.items()}
+    if head:  # a higher chapter, so it is asked for by name
+        importlib.import_module("wedefense_nb.losses").with_head(model, head.get("head"), **head.get("head_options") or {})
     return model
 
 # %% ../nbs/40_detector.ipynb #f7af2c1b

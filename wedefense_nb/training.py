@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .batches import epoch_batches, eval_batches, loader, share
 from .detector import Detector
+from .losses import set_progress
 from .manifest import Manifest, utt_rng
 from .policies import changing_loader, make_policy
 from .selection import average_weights, chosen_epochs, should_stop
@@ -208,9 +209,10 @@ def _train_epoch(run: Run, bar: tqdm) -> None:
     """The rest of the current epoch, from wherever `run.state` says."""
     state, config, plan = run.state, run.config, run.batches(run.epoch)
     done = state["step"] - run.epoch * len(plan)
-    run.model.train()
+    plain = run.accelerator.unwrap_model(run.model.train())
     for batch in _training_batches(run, plan[done:]):
         lr = lr_at(state["step"], run.total, config)
+        set_progress(plain, state["step"] / run.total)  # margins of the head may grow with it
         draws = spec_draws(batch.utts, config.seed, run.epoch) if run.policy.masks else None
         loss = _step(run.model, run.optimizer, run.accelerator, batch, state["step"], lr, config, draws)
         state["step"], state["loss"] = state["step"] + 1, state["loss"] + loss
