@@ -80,7 +80,7 @@ def write_shards(manifest: Manifest, folder, size: int = 1000, workers: int = 1,
         part = rows[at : at + size]
         own = {row["utt"]: segments[row["utt"]] for row in part if row["utt"] in segments}
         jobs.append(delayed(_write_shard)(part, own, manifest.root, folder / f"shard-{i:05d}.tar"))
-    Parallel(n_jobs=workers)(tqdm(jobs, "shards", unit="shard", mininterval=1.0))
+    Parallel(n_jobs=workers, prefer="threads")(tqdm(jobs, "shards", unit="shard", mininterval=1.0))
     made = read_shards(folder, workers)
     made.write(folder)
     return made
@@ -122,6 +122,8 @@ def read_tar(url) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
                 if (file.seek(0, os.SEEK_END) if jumps else source.count) < end + 1024:
                     raise tarfile.ReadError("no end mark")
     except (tarfile.TarError, OSError) as error:
+        if isinstance(error.__context__, GeneratorExit):
+            return  # nobody listens any more: that the pipe broke is in order
         raise ManifestError(f"{url}: missing, not a tar file, or truncated ({error}): copy it again") from error
 
 # %% ../nbs/27_shards.ipynb #a48c71c6
@@ -176,7 +178,8 @@ def shard_list(source) -> list[str]:
 def read_shards(source, workers: int = 1) -> Manifest:
     """The manifest of shards on this machine, ours or WeDefense's; each sound with its `offset` and `size` in bytes."""
     urls = shard_list(source)
-    parts = Parallel(n_jobs=workers)(delayed(_rows)(url) for url in tqdm(urls, "index", unit="shard", mininterval=1.0))
+    bar = tqdm(urls, "index", unit="shard", mininterval=1.0)
+    parts = Parallel(n_jobs=workers, prefer="threads")(delayed(_rows)(url) for url in bar)
     root = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else Path(".")
     u, s = (pd.DataFrame(list(itertools.chain(*x))) for x in zip(*parts, strict=True))
     u["path"] = [os.path.relpath(p, root) if root != Path(".") else p for p in u.path]
