@@ -12,11 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 from wedefense_nb.cli import app, join_pairs
+from wedefense_nb.manifest import Manifest
 from wedefense_nb.recipes import find_recipe, merge_parameters, recipe_parameters, run_recipe
 
 from .conftest import ROOT
 
-COMMANDS = ("demo", "run", "corpora", "download", "prepare", "score", "evaluate", "calibrate", "fuse")
+COMMANDS = ("demo", "run", "corpora", "download", "prepare", "shard", "score", "evaluate", "calibrate", "fuse")
 KNOWN = {"lr": {"default": 1e-3}, "epochs": {"default": 5}, "name": {"default": "x"}, "flag": {"default": False},
          "options": {"default": {}}}  # fmt: skip
 
@@ -281,3 +282,13 @@ def test_score_recipes_run_headlessly(recipe, tmp_path):
         assert {r["by"] for r in result["breakdown"]} == {"attack", "language", "duration"} and len(result["differences"]) == 3
     else:
         assert set(result["fusion"]["weights"]) == {"lcnn", "resnet"} and (tmp_path / "run/scores/eval.csv").is_file()
+
+
+def test_shard(tmp_path):
+    run = CliRunner().invoke(app, ["shard", str(ROOT / "data_samples"), str(tmp_path / "out"), "--split", "dev", "--size", "50"])
+    assert run.exit_code == 0, run.output
+    made = Manifest.read(tmp_path / "out")
+    assert f"{len(made)} recordings in {-(-len(made) // 50)} shards" in run.output and set(made.utterances.split) == {"dev"}
+    again = command("shard", "data_samples", tmp_path / "out")
+    assert again.returncode == 1 and "error:" in again.stderr and "already holds shards" in again.stderr
+    assert len(again.stderr.strip().splitlines()) == 1

@@ -69,9 +69,10 @@ def collate(items: Sequence[Item]) -> Batch:
     if empty:
         raise ValueError(f"no samples in {empty}")
     lengths = torch.tensor([len(item.wave) for item in items])
-    wave = torch.zeros(len(items), int(lengths.max()), *items[0].wave.shape[1:])  # stored features have more axes
+    wave = torch.empty(len(items), int(lengths.max()), *items[0].wave.shape[1:])  # stored features have more axes
     for row, item in zip(wave, items, strict=True):
         row[: len(item.wave)] = torch.from_numpy(item.wave)
+        row[len(item.wave) :] = 0
     labels = torch.tensor([item.label for item in items])
     return Batch(wave, lengths, labels, [item.utt for item in items], [item.fakes for item in items])
 

@@ -97,7 +97,7 @@ class _Counted:
         self.count += len(data)
         return data
 
-
+# %% ../nbs/27_shards.ipynb #480b499a
 def read_tar(url) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
     """Each member of a tar file (a path, or a URL that webdataset opens) and a function that reads it.
 
