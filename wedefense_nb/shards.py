@@ -174,7 +174,7 @@ def shard_list(source) -> list[str]:
         raise ManifestError(f"{source}: lists no shards (a folder must hold *.tar, a list one path or URL a line)")
     return urls
 
-
+# %% ../nbs/27_shards.ipynb #18955157
 def read_shards(source, workers: int = 1) -> Manifest:
     """The manifest of shards on this machine, ours or WeDefense's; each sound with its `offset` and `size` in bytes."""
     urls = shard_list(source)
