@@ -4,8 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wedefense_nb.audio import SAMPLE_RATE, AudioError
 from wedefense_nb.batches import (
     AudioDataset,
+    Crop,
     Item,
     bucketed,
     class_balanced,
@@ -16,6 +18,8 @@ from wedefense_nb.batches import (
     eval_batches,
     loader,
     share,
+    tile_segments,
+    token_batches,
 )
 from wedefense_nb.manifest import Manifest
 
@@ -58,6 +62,86 @@ def test_crop_keeps_short_recordings_whole_and_refuses_nonsense(samples):
     for bad in (0, -1.0):
         with pytest.raises(ValueError, match="positive"):
             AudioDataset(samples, crop=bad)
+    for bad in ("tile+zero", "random+start", "middle", ""):
+        with pytest.raises(ValueError, match="policy is one of"):
+            AudioDataset(samples, crop=1.0, policy=bad)
+    with pytest.raises(ValueError, match="'segments' or 'keep'"):
+        AudioDataset(samples, crop=1.0, crop_label="guess")
+
+
+SPANS = st.lists(st.integers(0, 300), min_size=2, max_size=8, unique=True)
+
+
+@given(SPANS, st.integers(1, 1200), st.sampled_from(["random", "start", "tile", "zero", "start+tile", "start+zero"]))
+def test_crop_equals_brute_force_per_sample(marks, n, policy):  # pitfalls 22 and 61
+    """The wave carries 1 where it is fake: after any crop the segments must say the same of every sample."""
+    marks = sorted(marks)
+    spans = np.array(marks[: len(marks) // 2 * 2]).reshape(-1, 2)
+    fake = np.zeros(301, np.float32)
+    for a, b in spans:
+        fake[a:b] = 1
+    item = Item("u", fake + 2, 0, spans / SAMPLE_RATE)
+    for epoch in range(3):
+        got = Crop(n / SAMPLE_RATE, policy)(item, epoch)
+        filled = "tile" in policy or "zero" in policy
+        assert len(got.wave) == (n if filled or n < 301 else 301)
+        said = np.zeros(len(got.wave))
+        for a, b in got.fakes * SAMPLE_RATE:
+            said[round(a) : round(b)] = 1
+        assert np.array_equal(said, got.wave == 3)
+        assert got.label == (0 if (got.wave == 3).any() else 1)
+        sound = got.wave[got.wave > 0]  # what was added to it is zero
+        if "tile" in policy and n > 301:
+            assert np.array_equal(got.wave, np.tile(item.wave, 5)[:n])
+        elif n >= 301:
+            assert np.array_equal(sound, item.wave)
+        elif "start" in policy:
+            assert np.array_equal(sound, item.wave[:n])
+
+
+def test_tiled_segments_of_the_published_mistake():  # pitfall 22: A, B, A, A instead of A, B, A, B
+    assert tile_segments(np.array([[1.0, 2.0]]), 2.0, 4.0).tolist() == [[1, 2], [3, 4]]
+
+
+def test_label_of_a_crop_without_fake_follows_the_policy():  # pitfall 61
+    item = Item("u", np.ones(16000, np.float32), 0, np.array([[0.9, 1.0]]))
+    labels = [Crop(0.5, "start", label)(item).label for label in ("segments", "keep")]
+    assert labels == [1, 0] and Crop(0.5, "start")(item._replace(fakes=np.zeros((0, 2)))).label == 0
+
+
+@given(st.lists(st.floats(0.1, 20), min_size=1, max_size=60), st.floats(20, 90), st.integers(0, 3))
+def test_token_batches_bound_the_padded_seconds(durations, budget, epoch):
+    m = Manifest_of(len(durations), spoof=0)
+    m.utterances["duration"] = durations
+    plan = token_batches(m, budget, epoch)
+    assert sorted(i for b in plan for _, i in b) == list(range(len(m))) and plan == token_batches(m, budget, epoch)
+    assert all(len(b) * max(durations[i] for _, i in b) <= budget for b in plan)
+    assert all(e == epoch for b in plan for e, _ in b)
+
+
+def test_token_batches_waste_little_and_name_what_does_not_fit():
+    m = Manifest_of(500)
+    m.utterances["duration"] = np.random.default_rng(0).uniform(1, 20, 500)
+    plans = [token_batches(m, 60.0, epoch) for epoch in (0, 1)]
+    seconds = m.utterances.duration.to_numpy()
+    padded = sum(len(b) * seconds[[i for _, i in b]].max() for b in plans[0])
+    assert padded < 1.25 * seconds.sum() and plans[0] != plans[1] and len(plans[0]) < 1.4 * seconds.sum() / 60
+    with pytest.raises(ValueError, match="raise the budget"):
+        token_batches(m, 10.0)
+
+
+def test_a_recording_may_be_a_stretch_of_a_file(samples, tmp_path):
+    few = samples.subset(utt=samples.utterances.utt[:3].tolist())
+    parts = [p.read_bytes() for p in few.paths()]
+    (tmp_path / "all.bin").write_bytes(b"head" + b"".join(parts))
+    sizes = [len(x) for x in parts]
+    u = few.utterances.assign(path=str(tmp_path / "all.bin"), offset=[4, 4 + sizes[0], 4 + sum(sizes[:2])], size=sizes)
+    inside = AudioDataset(Manifest(u, few.segments))
+    for i in range(3):
+        assert np.array_equal(inside[0, i].wave, AudioDataset(few)[0, i].wave)
+    (tmp_path / "all.bin").write_bytes(b"head" + b"".join(parts)[:-10])
+    with pytest.raises(AudioError, match="all.bin: truncated"):
+        inside[0, 2]
 
 
 def test_partial_fakes_change_class_where_the_crop_is_real(samples):
@@ -126,14 +210,20 @@ def test_bucketing_saves_padding_and_loses_nothing():
     assert padded(batches) < 1.15 < padded([order[i : i + 16] for i in range(0, 500, 16)])
 
 
-@given(st.integers(1, 30), st.integers(1, 5))
-def test_shares_are_equal_and_cover_everything(n, world):
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5))
+def test_shares_are_equal_and_cover_everything_once(n, size, world):
+    plan = [list(range(n))[i : i + size] for i in range(0, n, size)]
     if n < world:
-        with pytest.raises(ValueError, match="smaller batches"):
-            share(list(range(n)), world - 1, world)
+        with pytest.raises(ValueError, match="fewer processes"):
+            share(plan, world - 1, world)
         return
-    shares = [share(list(range(n)), r, world) for r in range(world)]
-    assert len({len(x) for x in shares}) == 1 and set().union(*shares) == set(range(n))
+    shares = [share(plan, r, world) for r in range(world)]
+    assert len({len(x) for x in shares}) == 1
+    taken = sorted(i for x in shares for batch in x for i in batch)
+    if size > 1 and n >= 2 * world:  # batches can be cut until they fit
+        assert taken == list(range(n))
+    assert set(taken) == set(range(n)) and len(taken) < n + world
+    assert all(len(batch) <= size for x in shares for batch in x)
 
 
 def test_eval_batches_take_each_once_longest_first(samples):

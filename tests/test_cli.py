@@ -12,11 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 from wedefense_nb.cli import app, gather, join_pairs
+from wedefense_nb.manifest import Manifest
 from wedefense_nb.recipes import find_recipe, merge_parameters, recipe_parameters, run_recipe
 
 from .conftest import ROOT
 
-COMMANDS = ("demo", "run", "corpora", "download", "prepare", "extract", "score", "evaluate", "calibrate", "fuse")
+COMMANDS = ("demo", "run", "corpora", "download", "prepare", "shard", "extract", "score", "evaluate", "calibrate", "fuse")
 KNOWN = {"lr": {"default": 1e-3}, "epochs": {"default": 5}, "name": {"default": "x"}, "flag": {"default": False},
          "options": {"default": {}}}  # fmt: skip
 
@@ -285,8 +286,6 @@ def test_score_recipes_run_headlessly(recipe, tmp_path):
 
 
 def test_corpora_are_listed_and_prepared(tmp_path):
-    from wedefense_nb.manifest import Manifest
-
     from .trees import lists, sound, tree
 
     listed = command("corpora")
@@ -314,7 +313,6 @@ def test_download_refuses_in_one_line(tmp_path):
 
 
 def test_features_are_extracted_and_read(tmp_path, samples):
-    from wedefense_nb.manifest import Manifest
     from wedefense_nb.stored import open_dataset
     from wedefense_nb.upstreams import tiny_checkpoint
 
@@ -329,3 +327,13 @@ def test_features_are_extracted_and_read(tmp_path, samples):
     assert wrong.returncode == 1 and wrong.stderr.strip().startswith("error: layers must be")
     other = command("extract", network, tmp_path / "few", tmp_path / "features", "--layers", "all")
     assert other.returncode == 1 and "choose an empty folder" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_shard(tmp_path):
+    run = CliRunner().invoke(app, ["shard", str(ROOT / "data_samples"), str(tmp_path / "out"), "--split", "dev", "--size", "50"])
+    assert run.exit_code == 0, run.output
+    made = Manifest.read(tmp_path / "out")
+    assert f"{len(made)} recordings in {-(-len(made) // 50)} shards" in run.output and set(made.utterances.split) == {"dev"}
+    again = command("shard", "data_samples", tmp_path / "out")
+    assert again.returncode == 1 and "error:" in again.stderr and "already holds shards" in again.stderr
+    assert len(again.stderr.strip().splitlines()) == 1

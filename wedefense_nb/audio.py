@@ -43,28 +43,28 @@ def _existing(path) -> Path:
     return path
 
 
-def info(path) -> AudioInfo:
-    """Read a recording's header without decoding it.
+def info(path, data: bytes | None = None) -> AudioInfo:
+    """Read a recording's header without decoding it; `data` is the file's content, if it was already read.
 
     Raises
     ------
     AudioError
         The file is missing, empty, or holds no audio that soundfile or PyAV can read.
     """
-    path = _existing(path)
+    path = _existing(path) if data is None else path
     try:
-        h = sf.info(path)
+        h = sf.info(path if data is None else io.BytesIO(data))
         return AudioInfo(h.samplerate, h.channels, h.frames, h.frames / h.samplerate)
     except sf.LibsndfileError:
-        with _open_av(path) as container:
+        with _open_av(path, data) as container:
             s = container.streams.audio[0]
             seconds = float(s.duration * s.time_base) if s.duration else (container.duration or 0) / 1e6
             return AudioInfo(s.rate, s.channels, round(seconds * s.rate), seconds)
 
 # %% ../nbs/10_audio.ipynb #afb77145
-def _open_av(path: Path):
+def _open_av(path, data: bytes | None = None):
     try:
-        container = av.open(str(path))
+        container = av.open(str(path) if data is None else io.BytesIO(data))
     except (av.error.FFmpegError, ValueError) as error:
         raise AudioError(f"{path}: not an audio file that soundfile or PyAV can read ({error})") from error
     if not container.streams.audio:
@@ -73,16 +73,16 @@ def _open_av(path: Path):
     return container
 
 # %% ../nbs/10_audio.ipynb #eaccf660
-def _decode_soundfile(path: Path) -> tuple[np.ndarray, int, int]:
+def _decode_soundfile(data: bytes) -> tuple[np.ndarray, int, int]:
     """(C, T) float32 samples, rate, and the number of frames that the header promises."""
-    with sf.SoundFile(path) as f:
+    with sf.SoundFile(io.BytesIO(data)) as f:
         promised = f.frames
         samples = f.read(dtype="float32", always_2d=True)
         return samples.T, f.samplerate, promised
 
 
-def _decode_av(path: Path) -> tuple[np.ndarray, int, int]:
-    with _open_av(path) as container:
+def _decode_av(path, data: bytes) -> tuple[np.ndarray, int, int]:
+    with _open_av(path, data) as container:
         stream = container.streams.audio[0]
         to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
         try:
@@ -94,13 +94,13 @@ def _decode_av(path: Path) -> tuple[np.ndarray, int, int]:
         return samples, stream.rate, promised
 
 # %% ../nbs/10_audio.ipynb #53336d18
-def _wav_is_cut(data: bytes, size: int) -> bool:
+def _wav_is_cut(data: bytes) -> bool:
     """Does a RIFF file promise more data than the file has? (0 and 2**32-1 mean: length unknown.)"""
     at = 12
     while at + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, at)
         if name == b"data":
-            return length not in (0, 0xFFFFFFFF) and at + 8 + length > size
+            return length not in (0, 0xFFFFFFFF) and at + 8 + length > len(data)
         at += 8 + length + length % 2
     return False
 
@@ -116,44 +116,37 @@ def _ogg_is_cut(tail: bytes) -> bool:
     return not (complete and tail[at + 5] & 4)
 
 # %% ../nbs/10_audio.ipynb #7af04ee8
-def _is_cut(path: Path) -> bool:
-    size = path.stat().st_size
-    with open(path, "rb") as f:
-        head = f.read(65536)
-        f.seek(max(0, size - 131072))  # an Ogg page has at most 65,307 bytes
-        tail = f.read()
-    if head[:4] == b"RIFF":
-        return _wav_is_cut(head, size)
-    return head[:4] == b"OggS" and _ogg_is_cut(tail)
+def _is_cut(data: bytes) -> bool:
+    if data[:4] == b"RIFF":
+        return _wav_is_cut(data)
+    return data[:4] == b"OggS" and _ogg_is_cut(data[-131072:])  # an Ogg page has at most 65,307 bytes
 
 # %% ../nbs/10_audio.ipynb #8e423233
-def decode(path) -> tuple[np.ndarray, int]:
+def decode(path, data: bytes | None = None) -> tuple[np.ndarray, int]:
     """Decode a recording at its own rate and channel count.
 
     Parameters
     ----------
     path : str or Path
         wav, flac, mp3, ogg, opus, m4a: whatever libsndfile or FFmpeg's decoders read.
+    data : bytes, optional
+        The file's content, if it was already read; `path` then only names it.
 
     Returns
     -------
     samples : numpy.ndarray, float32, shape (C, T)
-    rate : int
-        In Hz.
+    rate : int, in Hz
 
-    Raises
-    ------
-    AudioError
-        Missing, empty, not audio, or truncated.
+    Raises `AudioError`: missing, empty, not audio, or truncated.
     """
-    path = _existing(path)
+    data = _existing(path).read_bytes() if data is None else data
     try:
-        samples, rate, promised = _decode_soundfile(path)
+        samples, rate, promised = _decode_soundfile(data)
     except sf.LibsndfileError:  # m4a, and many FLACs of ASVspoof 2021
-        samples, rate, promised = _decode_av(path)
+        samples, rate, promised = _decode_av(path, data)
     if samples.shape[1] == 0:
         raise AudioError(f"{path}: no samples (a header without sound, or truncated)")
-    if _is_cut(path) or samples.shape[1] < promised - 2400:
+    if _is_cut(data) or samples.shape[1] < promised - 2400:
         raise AudioError(f"{path}: truncated, only {samples.shape[1]} frames could be read")
     return samples, rate
 
@@ -208,7 +201,7 @@ def resample(wave: np.ndarray, rate: int, new_rate: int = SAMPLE_RATE) -> np.nda
     return sinc_resample(torch.from_numpy(np.ascontiguousarray(wave, np.float32)), rate, new_rate, **kaiser).numpy()
 
 # %% ../nbs/10_audio.ipynb #8fe8f840
-def load(path, allow_silence: bool = False) -> tuple[np.ndarray, int]:
+def load(path, allow_silence: bool = False, data: bytes | None = None) -> tuple[np.ndarray, int]:
     """Load any recording as 16 kHz mono.
 
     Parameters
@@ -217,27 +210,24 @@ def load(path, allow_silence: bool = False) -> tuple[np.ndarray, int]:
         A sound file of any rate and channel count; channels are averaged.
     allow_silence : bool
         Accept a recording in which nothing can be heard (less than half a 16-bit step).
+    data : bytes, optional
+        The file's content, if it was already read; `path` then only names it.
 
     Returns
     -------
-    wave : numpy.ndarray, float32, shape (T,)
-        In [-1, 1].
-    sample_rate : int
-        Always `SAMPLE_RATE`.
+    wave : numpy.ndarray, float32, shape (T,), in [-1, 1]
+    sample_rate : int, always `SAMPLE_RATE`
 
-    Raises
-    ------
-    AudioError
-        Missing, empty, truncated, not audio, NaN or infinite samples, or silent. The file is named.
+    Raises `AudioError`, which names the file: missing, empty, truncated, not audio, NaN or infinite samples, silent.
     """
-    samples, rate = decode(path)
-    bad = int((~np.isfinite(samples)).sum())
-    if bad:
-        raise AudioError(f"{path}: {bad} samples are NaN or infinite")
-    if not allow_silence and np.ptp(samples) < 2**-16:
+    samples, rate = decode(path, data)
+    low, high = float(samples.min()), float(samples.max())  # NaN anywhere makes both NaN
+    if not np.isfinite([low, high]).all():
+        raise AudioError(f"{path}: {int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
+    if not allow_silence and high - low < 2**-16:
         raise AudioError(f"{path}: silent (no sample differs from the others)")
-    wave = resample(samples.mean(axis=0), rate)
-    return np.clip(wave, -1.0, 1.0), SAMPLE_RATE
+    wave = resample(samples[0] if len(samples) == 1 else samples.mean(axis=0), rate)
+    return (wave if rate == SAMPLE_RATE and -1 <= low and high <= 1 else np.clip(wave, -1.0, 1.0)), SAMPLE_RATE
 
 # %% ../nbs/10_audio.ipynb #724157a2
 def save(path, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> Path:

@@ -1,0 +1,93 @@
+"""Utterances a second from files and from shards, against a plain loop: `python benchmarks/loading.py [flac|wav]`.
+
+1024 recordings of 4 s, made from data_samples/, crops of 2 s, batches of 16, one thread a process. The baseline is the
+loop that anyone would write: `soundfile.read` and a random crop, in one process, without batches. Two rates: by the
+clock, which other load on the machine disturbs, and by the processor time of all processes together, worker starts
+included; from the second comes "of the loop, a core". Best of two rounds; in a round each is run once. Files are in
+the cache of the operating system: the numbers are about computation, and shards save seeks on top of it.
+"""
+
+import os
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile as sf
+import torch
+
+from wedefense_nb.audio import SAMPLE_RATE, load
+from wedefense_nb.batches import AudioDataset, Crop, epoch_batches, loader
+from wedefense_nb.manifest import Manifest
+from wedefense_nb.shards import ShardStream, write_shards
+
+N, CROP, BATCH = 1024, 2.0, 16
+
+
+def corpus(folder: Path, suffix: str, seconds: float) -> Manifest:
+    """Recordings of equal length, each begun at another place of all samples' sound."""
+    samples = Manifest.read(Path(__file__).parents[1] / "data_samples")
+    sound, n, rows = np.concatenate([load(p)[0] for p in samples.paths()[:400]]), round(seconds * SAMPLE_RATE), []
+    for i in range(N):
+        sf.write(folder / f"u{i:04d}.{suffix}", np.roll(sound, -i * 997)[:n], SAMPLE_RATE)
+        rows.append({"utt": f"u{i:04d}", "path": f"u{i:04d}.{suffix}", "label": "spoof" if i % 2 else "bonafide"})
+    blank = {"split": "", "speaker": "", "attack": "", "codec": "", "duration": seconds, "sample_rate": SAMPLE_RATE}
+    return Manifest(pd.DataFrame(rows).assign(**blank), root=folder)
+
+
+def plain_loop(manifest: Manifest) -> int:
+    """What everything is compared with."""
+    rng, n = np.random.default_rng(0), round(CROP * SAMPLE_RATE)
+    for path in manifest.paths():
+        wave, _ = sf.read(path, dtype="float32")
+        start = rng.integers(len(wave) - n + 1)
+        wave = wave[start : start + n]
+    return len(manifest)
+
+
+def planned(manifest: Manifest, workers: int) -> int:
+    """A shuffled epoch of random crops."""
+    return sum(len(b.utts) for b in loader(AudioDataset(manifest, CROP), epoch_batches(manifest, BATCH), workers))
+
+
+def streamed(manifest: Manifest, workers: int) -> int:
+    """The same, from front to back."""
+    return sum(len(b.utts) for b in ShardStream(manifest.root, BATCH, Crop(CROP), buffer=100).batches(workers))
+
+
+def processor_seconds() -> float:
+    """Of this process and of all its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def best(calls: dict, rounds: int = 2) -> pd.DataFrame:
+    """Utterances a second of each call's fastest round, by the clock and by processor time."""
+    rates = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start, used = time.perf_counter(), processor_seconds()
+            n = call()
+            rates[name].append([n / (time.perf_counter() - start), n / (processor_seconds() - used)])
+    return pd.DataFrame({k: np.max(v, axis=0) for k, v in rates.items()}, index=["a second", "a processor second"]).T
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
+    for suffix in sys.argv[1:] or ("flac", "wav"):
+        with tempfile.TemporaryDirectory() as name:
+            files = corpus(Path(name), suffix, 4.0)
+            packed = write_shards(files, Path(name) / "shards", size=64)
+            calls = {("plain loop (baseline)", 0): lambda m=files: plain_loop(m)}
+            for what, read, m in (("files", planned, files), ("shards", planned, packed), ("streamed", streamed, packed)):
+                calls |= {(what, w): lambda read=read, m=m, w=w: read(m, w) for w in range(5)}
+            table = best(calls).rename_axis(["source", "workers"])
+        table["of the loop, a core"] = (table.iloc[:, 1] / table.iloc[0, 1]).map("{:.0%}".format)
+        print(f"{suffix}, {os.cpu_count()} cores\n{table.round(0).reset_index().to_string(index=False)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
