@@ -108,6 +108,9 @@ class Detector(nn.Module):
     ----------
     config : dict
         What `build` was called with; saved beside the weights.
+    portable : dict
+        Options that `build` puts into `config` in place of what it was called with, because a saved model must not
+        need a file beside it (the checkpoint of an upstream, say).
     log_prior_odds, class_weights : torch.Tensor
         Set by training: the log-odds of bona fide that the loss saw, and its class weights.
     """
@@ -117,17 +120,21 @@ class Detector(nn.Module):
         self.front, self.backbone, self.pool = front, backbone, pool
         self.embedding = nn.Linear(pool.out_dim(backbone.dim), embed_dim)
         self.head = LinearHead(embed_dim)
-        self.config: dict = {}
+        self.config, self.portable = {}, {}
+        self.masks: nn.Module | None = None  # SpecAugment, set by training
         self.register_buffer("log_prior_odds", torch.zeros(()))
         self.register_buffer("class_weights", torch.ones(2))
 
-    def embed(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) waves and (B,) lengths in samples to embeddings (B, E)."""
-        return self.embedding(self.pool(*self.backbone(*self.front(wave, lengths))))
+    def embed(self, wave: Tensor, lengths: Tensor, draws: Tensor | None = None) -> Tensor:
+        """(B, T) waves and (B,) lengths in samples to embeddings (B, E); `draws` say which features `masks` covers."""
+        feats, frames = self.front(wave, lengths)
+        if draws is not None:
+            feats = self.masks(feats, frames, draws)
+        return self.embedding(self.pool(*self.backbone(feats, frames)))
 
-    def forward(self, wave: Tensor, lengths: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, wave: Tensor, lengths: Tensor, labels=None, draws=None) -> Tensor:
         """Logits (B, 2); with labels (B,) the training loss, so that gradients of several GPUs are averaged."""
-        embedding = self.embed(wave, lengths)
+        embedding = self.embed(wave, lengths, draws)
         return self.head(embedding) if labels is None else self.head.loss(embedding, labels, self.class_weights)
 
     def score(self, logits: Tensor) -> Tensor:
@@ -190,7 +197,7 @@ def build(name: str, **config) -> Detector:
     if unknown:
         raise ValueError(f"{name} has no option {unknown}; it has {sorted(options)}")
     model = REGISTRY[name](**config)
-    model.config = {"name": name} | {k: config.get(k, p.default) for k, p in options.items()}
+    model.config = {"name": name} | {k: config.get(k, p.default) for k, p in options.items()} | model.portable
     return model
 
 # %% ../nbs/40_detector.ipynb #f7af2c1b
