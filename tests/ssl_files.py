@@ -12,6 +12,11 @@ SSL = {
     "ssl_linear": STILL,
     "ssl_mhfa": STILL,
     "ssl_sls": STILL,
+    "ssl_res1d": STILL,
+    "ssl_nes2net": STILL | {"groups": 4, "inner": 4},
+    "ssl_nes2net_x": STILL | {"groups": 4, "inner": 4},
+    "ssl_aasist": STILL,
+    "ssl_gmlp": STILL | {"scale": 2, "dropout": 0.1},
 }
 
 CONV = "[(16, 10, 5)] + [(16, 3, 2)] * 4 + [(16, 2, 2)] * 2"

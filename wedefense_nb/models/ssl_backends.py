@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'time_shares', 'shared_stats', 'SelfWeightedPool', 'AttentivePool', 'Mixed', 'ssl_front', 'portable',
-           'register_ssl', 'assemble', 'ssl_linear', 'MHFAPool', 'WedefenseFront', 'NormHead', 'ssl_mhfa', 'window_max',
-           'SLSPool', 'ssl_sls']
+           'register_ssl', 'make_pool', 'assemble', 'ssl_linear', 'MHFAPool', 'WedefenseFront', 'NormHead', 'ssl_mhfa',
+           'window_max', 'SLSPool', 'ssl_sls']
 
 # %% ../../nbs/43_ssl_backends.ipynb #833a0483
 import inspect
@@ -37,10 +37,7 @@ def shared_stats(x: Tensor, shares: Tensor) -> Tensor:
 
 # %% ../../nbs/43_ssl_backends.ipynb #a526e6ee
 class SelfWeightedPool(nn.Module):
-    """Shares from tanh of one linear score (AIR-ASVspoof, BAM): (B, F, D), (B,) to (B, D), or (B, 2 D) with deviation.
-
-    The tanh keeps scores within ±1, so no frame can weigh more than e² = 7.4 times another.
-    """
+    """Shares from tanh of one linear score (AIR-ASVspoof, BAM): (B, F, D), (B,) to (B, D), or (B, 2 D) with deviation."""
 
     def __init__(self, dim: int, deviation: bool = False):
         super().__init__()
@@ -53,7 +50,7 @@ class SelfWeightedPool(nn.Module):
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
         x = x * frame_mask(frames, x.shape[1])[..., None]
         stats = shared_stats(x, time_shares(torch.tanh(self.score(x)), frames))
-        return stats if self.deviation else stats[:, : x.shape[2]]
+        return stats[:, : self.out_dim(x.shape[2])]
 
 # %% ../../nbs/43_ssl_backends.ipynb #58a2d0ac
 class AttentivePool(nn.Module):
@@ -133,7 +130,7 @@ def register_ssl(name: str, stacked: bool = False) -> Callable:
         def make(upstream=None, layers="all" if stacked else "last", frozen=True, top=0, **options) -> Detector:
             front = ssl_front(upstream, layers, frozen, top)
             if front.stacked != stacked:
-                shapes = [f"(B, F, {front.dim})", f"(B, {getattr(front, 'states', 'L')}, F, {front.dim})"]
+                shapes = [f"(B, F, {front.dim})", f"(B, {getattr(front, 'states', 0) or 'L'}, F, {front.dim})"]
                 remedy = "layers='all'" if stacked else "layers='last', 'weighted' or a number"
                 given, wanted = shapes[front.stacked], shapes[stacked]
                 raise ValueError(f"{name} reads features {wanted}, this front end gives {given}: use {remedy}")
@@ -159,6 +156,13 @@ POOLS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def make_pool(name: str, dim: int) -> nn.Module:
+    """A pooling layer for D features by its name in `POOLS`; ValueError for another."""
+    if name not in POOLS:
+        raise ValueError(f"unknown pool {name!r}; there are {sorted(POOLS)}")
+    return POOLS[name](dim)
+
+
 def assemble(front, backbone, pool, embedding: nn.Module | None, head: LinearHead) -> Detector:
     """A detector of these parts; without an embedding layer what is pooled is the embedding."""
     model = Detector(front, backbone, pool, 1)
@@ -169,9 +173,7 @@ def assemble(front, backbone, pool, embedding: nn.Module | None, head: LinearHea
 @register_ssl("ssl_linear")
 def ssl_linear(front, pool: str = "mean", dropout: float = 0.0) -> Detector:
     """Pooling (a key of `POOLS`) and one linear layer: the two-stage wav2vec 2.0 recipe, AntiDeepfake."""
-    if pool not in POOLS:
-        raise ValueError(f"unknown pool {pool!r}; there are {sorted(POOLS)}")
-    pooling = POOLS[pool](front.dim)
+    pooling = make_pool(pool, front.dim)
     return assemble(front, Identity(front.dim), pooling, None, PlainHead(pooling.out_dim(front.dim), dropout))
 
 # %% ../../nbs/43_ssl_backends.ipynb #d7bd3aac
@@ -211,15 +213,13 @@ class WedefenseFront(nn.Module):
     def __init__(self, front: nn.Module):
         super().__init__()
         self.front, self.dim, self.stacked = front, front.dim, front.stacked
-        self.states = getattr(front, "states", 0)
 
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         feats, frames = self.front(wave, lengths)
         if wave.ndim == 2:  # a waveform, not features from disk, which have the frames they have
             wanted = (lengths + 319) // 320
             index = torch.arange(int(wanted.max()), device=wave.device).minimum(frames[:, None] - 1)
-            rows, frames = torch.arange(len(feats), device=wave.device)[:, None], wanted
-            feats = feats.movedim(-2, 1)[rows, index].movedim(1, -2)
+            feats, frames = feats.take_along_dim(index.view(len(feats), *[1] * self.stacked, -1, 1), -2), wanted
         mask = frame_mask(frames, feats.shape[-2]).view(len(feats), *[1] * self.stacked, -1, 1)
         mean = feats.mean(-1, keepdim=True) if self.stacked else (feats * mask).sum(1, True) / frames[:, None, None]
         return (feats - mean) * mask, frames
