@@ -1,6 +1,23 @@
 """Tiny self-supervised networks with random weights, in the formats of s3prl and of Hugging Face."""
 
+from dataclasses import asdict, replace
+
 import torch
+
+from wedefense_nb.upstreams import TINY
+
+# Options that make each SSL back end small: a tiny upstream with random weights, frozen, without dropout or layer drop.
+STILL = {"upstream": asdict(replace(TINY, dropout=0.0, attention_dropout=0.0, layerdrop=0.0))}
+SSL = {
+    "ssl_linear": STILL,
+    "ssl_mhfa": STILL,
+    "ssl_sls": STILL,
+    "ssl_res1d": STILL,
+    "ssl_nes2net": STILL | {"groups": 4, "inner": 4},
+    "ssl_nes2net_x": STILL | {"groups": 4, "inner": 4},
+    "ssl_aasist": STILL,
+    "ssl_gmlp": STILL | {"scale": 2, "dropout": 0.1},
+}
 
 CONV = "[(16, 10, 5)] + [(16, 3, 2)] * 4 + [(16, 2, 2)] * 2"
 SHAPE = dict(

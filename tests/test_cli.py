@@ -17,6 +17,7 @@ from wedefense_nb.recipes import find_recipe, merge_parameters, recipe_parameter
 
 from .conftest import ROOT
 
+gather()  # what the program does before it looks at its arguments
 COMMANDS = ("demo", "run", "corpora", "download", "prepare", "shard", "extract", "score", "evaluate", "calibrate", "fuse")
 KNOWN = {"lr": {"default": 1e-3}, "epochs": {"default": 5}, "name": {"default": "x"}, "flag": {"default": False},
          "options": {"default": {}}}  # fmt: skip
@@ -32,7 +33,6 @@ def command(*args, cwd=ROOT, progress=False, **kwargs):
 
 
 def test_help_shows_commands_and_examples():
-    gather()
     out = CliRunner().invoke(app, ["--help"], env={"NO_COLOR": "1"}).output
     assert all(c in out for c in COMMANDS)
     for c in COMMANDS:

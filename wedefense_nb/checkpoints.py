@@ -172,7 +172,7 @@ def load_published(path, kind: str, seen: tuple[float, float] | None = None, **o
     model = build(**(layout.detector | options))
     state = rename(read_weights(path), model, layout)
     if layout.bonafide != BONAFIDE:
-        state |= {k: state[k].flip(0) for k in ("head.out.weight", "head.out.bias")}
+        state |= {k: state[k].flip(0) for k in ("head.out.weight", "head.out.bias") if k in state}
     model.load_state_dict(state, strict=False)  # rename() has checked more strictly
     if seen or layout.seen:
         model.log_prior_odds.fill_(prior_log_odds(*(seen or layout.seen)))

@@ -58,6 +58,7 @@ class MaskedBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x.contiguous() if x.shape[-1] == 1 else x  # torch 2.11: wrong gradients for a transposed view with one column
         if not self.training or bool(mask.all()):
             return super().forward(x) * mask
         inside = mask.expand(x.shape[0], 1, *x.shape[2:]).to(x.dtype)
@@ -114,6 +115,9 @@ class Detector(nn.Module):
     ----------
     config : dict
         What `build` was called with; saved beside the weights.
+    portable : dict
+        Options that `build` puts into `config` in place of what it was called with, because a saved model must not
+        need a file beside it (the checkpoint of an upstream, say).
     log_prior_odds, class_weights : torch.Tensor
         Set by training: the log-odds of bona fide that the loss saw, and its class weights.
     """
@@ -123,7 +127,7 @@ class Detector(nn.Module):
         self.front, self.backbone, self.pool = front, backbone, pool
         self.embedding = nn.Linear(pool.out_dim(backbone.dim), embed_dim)
         self.head = LinearHead(embed_dim)
-        self.config: dict = {}
+        self.config, self.portable = {}, {}
         self.masks: nn.Module | None = None  # SpecAugment, set by training
         self.register_buffer("log_prior_odds", torch.zeros(()))
         self.register_buffer("class_weights", torch.ones(2))
@@ -202,7 +206,7 @@ def build(name: str, **config) -> Detector:
     if unknown:
         raise ValueError(f"{name} has no option {unknown}; it has {sorted(options)}")
     model = REGISTRY[name](**config)
-    model.config = {"name": name} | {k: config.get(k, p.default) for k, p in options.items()}
+    model.config = {"name": name} | {k: config.get(k, p.default) for k, p in options.items()} | model.portable
     if head:  # a higher chapter, so it is asked for by name
         importlib.import_module("wedefense_nb.losses").with_head(model, head.get("head"), **head.get("head_options") or {})
     return model
