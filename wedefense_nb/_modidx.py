@@ -372,6 +372,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'wedefense_nb/encoders/fast_encoder.py'),
                                                     'wedefense_nb.encoders.fast_encoder.fast_weights': ( 'fast_encoder.html#fast_weights',
                                                                                                          'wedefense_nb/encoders/fast_encoder.py'),
+                                                    'wedefense_nb.encoders.fast_encoder.learns': ( 'fast_encoder.html#learns',
+                                                                                                   'wedefense_nb/encoders/fast_encoder.py'),
                                                     'wedefense_nb.encoders.fast_encoder.linear': ( 'fast_encoder.html#linear',
                                                                                                    'wedefense_nb/encoders/fast_encoder.py'),
                                                     'wedefense_nb.encoders.fast_encoder.time_norm': ( 'fast_encoder.html#time_norm',
