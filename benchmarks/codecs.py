@@ -5,12 +5,12 @@ that a telephone costs. Encoding, decoding, resampling and the removal of the de
 measured once a process and not counted. Best of three.
 """
 
-import time
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
+from timing import best
 from torchaudio.functional import resample
 
 from wedefense_nb.audio import load
@@ -27,17 +27,6 @@ def recordings() -> list[np.ndarray]:
     size = int(16000 * SECONDS)
     joined = np.concatenate([load(path)[0] for path in Manifest.read(locate("data_samples")).paths()[:120]])
     return [joined[i * size : (i + 1) * size] for i in range(N)]
-
-
-def best(function) -> float:
-    """Seconds of the fastest of three calls; one before to measure delays."""
-    function()
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def main() -> None:

@@ -6,11 +6,11 @@ each is called once, so that other load on the machine meets all of them.
 """
 
 import sys
-import time
 from functools import partial
 
 import pandas as pd
 import torch
+from timing import seconds
 from torchaudio.compliance.kaldi import fbank
 
 from wedefense_nb.features import LFCC, PRESETS, Fbank
@@ -21,13 +21,7 @@ def best(calls: dict, device: str, rounds: int = 20) -> dict[str, float]:
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, function in calls.items():
-            if device != "cpu":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(seconds(function, device))
     return {name: 1e3 * min(values) for name, values in times.items()}
 
 

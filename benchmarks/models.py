@@ -9,23 +9,11 @@ AASIST's pair scores with the literal version, which makes the (N, N, D) tensor 
 
 import argparse
 import multiprocessing
-import time
 from pathlib import Path
 
 import pandas as pd
 import torch
-
-
-def best(function, device: str, repeats: int) -> float:
-    """Milliseconds of the fastest of several calls, after one that does not count."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times[1:])
+from timing import best
 
 
 def status(field: str) -> float:
@@ -76,7 +64,7 @@ def measure(name: str, batch: int, what: str, device: str, seconds: float, repea
             with torch.no_grad():
                 call(wave, lengths)
 
-    ms = best(step, device, repeats)
+    ms = 1e3 * best(step, repeats, device=device)
     return {f"{what} ms": ms, f"{what} MB": peak_memory(device) - before}
 
 
@@ -132,7 +120,7 @@ def attention(args) -> pd.DataFrame:
                     if what == "train":
                         out.sum().backward()
 
-                times.append(best(step, args.device, args.repeats))
+                times.append(1e3 * best(step, args.repeats, device=args.device))
             row |= {f"literal {what} ms": times[0], f"ours {what} ms": times[1], f"{what}: times faster": times[0] / times[1]}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -7,24 +7,14 @@ and about 0.2 s for each bootstrap replicate that sorts again.
 """
 
 import resource
-import time
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
+from timing import best
 
 from wedefense_nb.calibration import AffineCalibration, PAVCalibration
 from wedefense_nb.metrics import act_dcf, auc, cllr, confidence_interval, eer, min_cllr, min_dcf
-
-
-def best(function, repeat: int = 3) -> float:
-    """Seconds of the fastest of `repeat` calls."""
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def main() -> None:
@@ -45,9 +35,9 @@ def main() -> None:
         "AffineCalibration.fit, 140,950 trials": lambda: AffineCalibration().fit(scores[dev], labels[dev]),
         "PAVCalibration.fit, 140,950 trials": lambda: PAVCalibration().fit(scores[dev], labels[dev]),
     }
-    rows = {name: best(call) for name, call in calls.items()}
-    rows["1,000 replicates of eer, min_dcf and cllr, trials"] = best(lambda: confidence_interval(three, scores, labels), 1)
-    rows["the same, drawing 737 speakers"] = best(lambda: confidence_interval(three, scores, labels, speakers), 1)
+    rows = {name: best(call, warm=0) for name, call in calls.items()}
+    rows["1,000 replicates of eer, min_dcf and cllr, trials"] = best(lambda: confidence_interval(three, scores, labels), 1, 0)
+    rows["the same, drawing 737 speakers"] = best(lambda: confidence_interval(three, scores, labels, speakers), 1, 0)
     table = pd.DataFrame({"seconds": rows})
     table["ratio"] = table.seconds / table.seconds.iloc[0]
     print(table.round(3).to_string())

@@ -7,12 +7,12 @@ Best of two; `agree` is the largest difference of the last state in float32, rel
 
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
 import pandas as pd
 import torch
+from timing import best
 
 from wedefense_nb.upstreams import Upstream
 
@@ -35,20 +35,6 @@ def write(size: str, folder: Path) -> Path:
     state = {"task_cfg": {"normalize": size == "large"}, "model_cfg": SIZES[size], "model_weight": model.state_dict()}
     torch.save(state, folder / f"{size}.pt")
     return folder / f"{size}.pt"
-
-
-def best(function, device: str) -> float:
-    """Seconds of the faster of two calls, after one to warm up."""
-    times = []
-    for _ in range(3):
-        if device != "cpu":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def calls(upstream: Upstream, wave, lengths) -> dict:
@@ -78,7 +64,7 @@ def compare(path: Path, device: str, batches) -> list[dict]:
             with torch.no_grad():
                 known[kind, batch] = upstream.eval()(wave[:1], lengths[:1])[0]
             for what, call in calls(upstream, wave, lengths).items():
-                rows.append({"what": what, "batch": batch, "encoder": kind, "s": best(call, device)})
+                rows.append({"what": what, "batch": batch, "encoder": kind, "s": best(call, 2, device=device)})
     last = {kind: known[kind, batches[0]] for kind in kinds}
     apart = {kind: float((state - last["s3prl"]).abs().max() / state.std()) for kind, state in last.items()}
     return [row | {"agree": apart[row["encoder"]]} for row in rows]

@@ -332,6 +332,11 @@ def test_with_head_replaces_and_keeps_the_mode():
     assert "head" not in build("bands").config
 
 
+def test_a_head_may_be_replaced_where_no_wave_goes_in():  # features from disk
+    model = with_head(build("ssl_linear", upstream={"stored": {"dim": 6, "states": 0}}), "p2sgrad")
+    assert model.head.dim == 6 and model(torch.randn(2, 4, 6), torch.tensor([4, 3])).shape == (2, 2)
+
+
 def test_weighted_mean_by_hand():
     values, labels = torch.tensor([1.0, 1.0, 1.0, 1.0, 6.0]), torch.tensor([0, 0, 0, 0, 1])
     assert (

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wedefense_nb.audio import load, save
+from wedefense_nb.augmentation import mix
 from wedefense_nb.batches import Item, collate
 from wedefense_nb.manifest import Manifest
 from wedefense_nb.surroundings import (
@@ -18,7 +19,6 @@ from wedefense_nb.surroundings import (
     AddNoise,
     Reverb,
     find_sources,
-    mix,
     of_kind,
     read_sources,
     read_stretch,

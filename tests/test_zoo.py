@@ -121,6 +121,14 @@ def test_short_recordings_are_finite_in_training_too(name):  # pitfall 43
 
 
 @each_model
+def test_a_batch_of_one_recording_trains(name):  # the last batch of an epoch may be that small
+    net = fresh(name).train()
+    loss = net(noise(1, 8000), torch.tensor([8000]), torch.tensor([1]))
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+@each_model
 def test_gradient_reaches_every_parameter(name):  # pitfall 40
     net = fresh(name).train()
     net(noise(4, 16000), torch.tensor([16000, 16000, 12000, 9000]), torch.tensor([0, 1, 0, 1])).backward()

@@ -7,7 +7,7 @@ __all__ = ['Item', 'Batch', 'collate', 'crop_label', 'crop_segments', 'tile_segm
            'class_balanced', 'bucketed', 'epoch_batches', 'token_batches', 'share', 'eval_batches', 'loader']
 
 # %% ../nbs/14_batches.ipynb #8bca920e
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -294,6 +294,6 @@ def eval_batches(manifest: Manifest, batch_size: int) -> list[list[tuple[int, in
     return [[(0, int(i)) for i in order[at : at + batch_size]] for at in range(0, len(order), batch_size)]
 
 
-def loader(dataset: AudioDataset, batches: list, workers: int = 0) -> DataLoader:
-    """Read the planned batches, in the planned order, with any number of worker processes."""
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+def loader(dataset: AudioDataset, batches: list, workers: int = 0, join: Callable = collate) -> DataLoader:
+    """Read the planned batches, in the planned order, with any number of worker processes, which `join` items."""
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=join, num_workers=workers)

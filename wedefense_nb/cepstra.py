@@ -75,7 +75,8 @@ class MFCC(nn.Module):
         self.dim = n_coefficients * (1 + deltas)
         k = torch.arange(n_coefficients)
         weights = 1 + lifter / 2 * torch.sin(torch.pi * k / lifter) if lifter else torch.ones(n_coefficients)
-        self.register_buffer("dct", create_dct(n_coefficients, n_mels, "ortho"), persistent=False)
+        dct = create_dct(n_coefficients, n_mels, "ortho")  # not `dct_matrix`: torchaudio's float32 rounding is in the reference
+        self.register_buffer("dct", dct, persistent=False)
         self.register_buffer("weights", weights, persistent=False)
 
     def frames(self, lengths: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class SoftmaxHead(Head):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.out = nn.Linear(dim, 2)
+        self.out, self.dim = nn.Linear(dim, 2), dim
 
     def forward(self, embedding: Tensor) -> Tensor:
         return self.out(embedding)
@@ -104,7 +104,7 @@ class CosineHead(Head):
 
     def __init__(self, dim: int, rows: int = 2):
         super().__init__()
-        self.vectors = nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, dim)))
+        self.vectors, self.dim = nn.Parameter(nn.init.xavier_uniform_(torch.empty(rows, dim))), dim
 
     def cosines(self, embedding: Tensor) -> Tensor:
         """(B, E) to (B, rows), in [-1, 1]."""
@@ -283,13 +283,11 @@ def make_head(name: str, dim: int, /, **options) -> nn.Module:
 # %% ../nbs/44_losses.ipynb #dd3e1c83
 def with_head(model: Detector, name: str, /, **options) -> Detector:
     """Replace the head of a detector, in place, and note it in `config`, so that `load_model` restores it."""
-    place, training = model.log_prior_odds.device, model.training
-    with torch.no_grad():
-        dim = model.eval().embed(torch.zeros(1, 16000, device=place), torch.tensor([16000], device=place)).shape[1]
-    model.head = make_head(name, dim, **options).to(place)
+    place = model.log_prior_odds.device
+    model.head = make_head(name, model.head.dim, **options).to(place)
     if model.config:
         model.config |= {"head": name, "head_options": options}
-    return model.train(training)
+    return model.train(model.training)
 
 
 def set_progress(model: Detector, progress: float) -> None:

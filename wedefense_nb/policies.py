@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .augmentation import Chain, OneOf, Transform
-from .batches import AudioDataset, Batch, Item, collate
+from .batches import AudioDataset, Batch, Item, collate, loader
 from .codecs import Codec
 from .manifest import Manifest
 from .rawboost import RawBoost
@@ -101,8 +101,7 @@ def changing_loader(
     dataset: AudioDataset, batches: list, workers: int = 0, change: Transform | None = None, epoch: int = 0
 ) -> DataLoader:
     """Read the planned batches of one epoch and change them, in the processes that load."""
-    collate_fn = partial(_changed, change, epoch) if change else collate
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate_fn, num_workers=workers)
+    return loader(dataset, batches, workers, partial(_changed, change, epoch) if change else collate)
 
 
 def _changed(change: Transform, epoch: int, items: list[Item]) -> Batch:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['S3PRL', 'META', 'UPSTREAMS', 'HF_NAMES', 'cache_dir', 'remote_sha256', 'fetch_file', 'Pretrained', 'find_checkpoint',
-           'EncoderConfig', 'Checkpoint', 'conv_layers', 'fairseq_name', 'is_encoder', 'read_checkpoint']
+           'EncoderConfig', 'Checkpoint', 'conv_layers', 'translate', 'fairseq_name', 'is_encoder', 'read_checkpoint']
 
 # %% ../nbs/19_pretrained.ipynb #cb3cf47a
 import ast
@@ -145,10 +145,11 @@ class EncoderConfig:
 
 @dataclass
 class Checkpoint:
-    """A network read from a file: its shape and its weights, by fairseq's names."""
+    """A network read from a file: its shape, its weights by fairseq's names, and the kind of file ("hf": a folder)."""
 
     config: EncoderConfig
     weights: dict[str, torch.Tensor]
+    kind: str = "hf"  # or wav2vec2, hubert, data2vec, wavlm: who in s3prl reads it
 
 # %% ../nbs/19_pretrained.ipynb #efc2c6d3
 def conv_layers(text: str) -> tuple:
@@ -223,12 +224,17 @@ HF_NAMES = [
 ]
 
 # %% ../nbs/19_pretrained.ipynb #91ddb9ea
+def translate(name: str, rules: list[tuple[str, str]]) -> str:
+    """A name after all rules (pattern, replacement), one after the other."""
+    for pattern, new in rules:
+        name = re.sub(pattern, new, name)
+    return name
+
+
 def fairseq_name(name: str, conv_norm: str) -> str:
     """A weight's name in fairseq, from its name in Hugging Face's transformers."""
     norm = r"conv_layers.\1.2.1." if conv_norm == "layer" else r"conv_layers.\1.2."
-    for pattern, new in [(r"conv_layers\.(\d+)\.layer_norm\.", norm), *HF_NAMES]:
-        name = re.sub(pattern, new, name)
-    return name
+    return translate(name, [(r"conv_layers\.(\d+)\.layer_norm\.", norm), *HF_NAMES])
 
 
 def is_encoder(name: str) -> bool:
@@ -256,7 +262,9 @@ def read_checkpoint(path) -> Checkpoint:
         raise ValueError(f"{path} is no converted checkpoint: it has {sorted(state)[:6]}, not model_cfg and model_weight")
     stacked = "encoder.pos_conv.1.0.weight" in weights  # only data2vec has several
     normalize = state.get("task_cfg", c).get("normalize", False)
-    return Checkpoint(_fairseq_config(c, normalize, stacked), {k: v for k, v in weights.items() if is_encoder(k)})
+    kind = "hubert" if "dictionaries_symbols" in state else "data2vec" if stacked else "wav2vec2"
+    kind = "wavlm" if "cfg" in state else kind
+    return Checkpoint(_fairseq_config(c, normalize, stacked), {k: v for k, v in weights.items() if is_encoder(k)}, kind)
 
 # %% ../nbs/19_pretrained.ipynb #f3b017d7
 def _read_hf(folder: Path) -> Checkpoint:

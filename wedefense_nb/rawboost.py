@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .audio import SAMPLE_RATE
-from .augmentation import Transform, limit, zero_padding
+from .augmentation import Transform, limit, mix, zero_padding
 from .batches import Batch
 from .features import at_once
 
@@ -181,9 +181,7 @@ def stationary(wave: Tensor, lengths: Tensor, draws: Sequence[Draws]) -> Tensor:
         row[: d.stretch[1]] = noise_stretch(*d.stretch, str(wave.device))
     responses = notch_response(torch.from_numpy(np.array([[d.colour] for d in draws])).to(wave.device))
     noise = zero_padding(filter_powers(white, responses), lengths)
-    snr = torch.tensor([10 ** (d.snr / 20) for d in draws], dtype=wave.dtype, device=wave.device)
-    size = torch.linalg.vector_norm(wave, dim=1) / torch.linalg.vector_norm(noise, dim=1).clamp(min=1e-12) / snr
-    return noise.mul_(size[:, None]).add_(wave)
+    return mix(wave, noise, torch.tensor([d.snr for d in draws], dtype=wave.dtype, device=wave.device))
 
 # %% ../nbs/31_rawboost.ipynb #e3258786
 ALGORITHMS = {1: "L", 2: "I", 3: "S", 4: "LIS", 5: "LI", 6: "LS", 7: "IS", 8: "L+I"}

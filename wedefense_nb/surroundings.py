@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FOLDERS', 'SNRS', 'read_sources', 'of_kind', 'find_sources', 'speech_sources', 'read_whole', 'read_stretch',
-           'mix', 'AddNoise', 'reverberate', 'Reverb']
+           'AddNoise', 'reverberate', 'Reverb']
 
 # %% ../nbs/34_surroundings.ipynb #c57c8756
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from .audio import SAMPLE_RATE, decode, info, resample
-from .augmentation import Transform, keep_level
+from .augmentation import Transform, keep_level, mix
 from .batches import Batch
 from .features import frame_mask
 from .manifest import Manifest
@@ -120,16 +120,6 @@ def read_stretch(path: str, n: int, rng: np.random.Generator) -> np.ndarray:
         return np.resize(np.roll(wave, -int(rng.integers(len(wave)))), n)
     start = int(rng.integers(len(wave) - n + 1))
     return wave[start : start + n]
-
-# %% ../nbs/34_surroundings.ipynb #941074ec
-def mix(wave: Tensor, noise: Tensor, snr: Tensor) -> Tensor:
-    """Add noise (B, T) to recordings (B, T), both zero beyond their ends, at ratios (B,) in dB; silence stays silent.
-
-    Exact powers over the whole recording. Published code adds 1e-4 to both powers, so that speech below
-    -40 dBFS gets another ratio than was drawn.
-    """
-    size = torch.linalg.vector_norm(wave, dim=1) / torch.linalg.vector_norm(noise, dim=1).clamp(min=1e-12)
-    return wave + noise * (size * 10 ** (-snr / 20))[:, None]
 
 # %% ../nbs/34_surroundings.ipynb #145a0974
 SNRS = {"noise": (0.0, 15.0), "music": (5.0, 15.0), "speech": (10.0, 30.0)}

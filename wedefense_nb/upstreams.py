@@ -122,8 +122,8 @@ class S3prlEncoder(nn.Module):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.expert = s3prl_expert(path)
-        self.config = read_checkpoint(path).config
+        found = read_checkpoint(path)
+        self.config, self.expert = found.config, s3prl_expert(path, found.kind)
 
     def stages(self) -> list[list[nn.Module]]:
         """From bottom to top: what comes before the layers, each layer, what comes after."""
@@ -147,21 +147,15 @@ class S3prlEncoder(nn.Module):
         return [states[i] for i in wanted]
 
 # %% ../nbs/21_upstreams.ipynb #8cf49e08
-def s3prl_expert(path: Path) -> nn.Module:
-    """The upstream expert of s3prl for a converted file; a Hugging Face folder needs the fast backend."""
-    if Path(path).is_dir():
-        raise ValueError(f"{path} is a Hugging Face folder: use backend='fast'")
+def s3prl_expert(path: Path, kind: str) -> nn.Module:
+    """The upstream expert of s3prl for a converted file of a `Checkpoint.kind`."""
     try:
-        keys = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # looks without reading it all
-        stacked = "encoder.pos_conv.1.0.weight" in keys.get("model_weight", {})
-        kind = "hubert" if "dictionaries_symbols" in keys else "data2vec" if stacked else "wav2vec2"
-        family, function = ("wavlm", "wavlm_local") if "cfg" in keys else (kind, f"{kind}_custom")
-        hub = importlib.import_module(f"s3prl.upstream.{family}.hubconf")  # s3prl.hub itself cannot be imported
+        hub = importlib.import_module(f"s3prl.upstream.{kind}.hubconf")  # s3prl.hub itself cannot be imported
     except ImportError as e:
         raise ImportError("the s3prl backend needs s3prl: pip install 'wedefense_nb[ssl]'") from e
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # s3prl's weight norm is of the old kind
-        return getattr(hub, function)(ckpt=str(path))
+        return getattr(hub, "wavlm_local" if kind == "wavlm" else f"{kind}_custom")(ckpt=str(path))
 
 
 @register_encoder("s3prl")
@@ -169,6 +163,8 @@ def s3prl_encoder(source) -> S3prlEncoder:
     """The reference encoder of a converted file."""
     if isinstance(source, dict):
         raise ValueError("s3prl builds its networks from files only: use backend='fast'")
+    if Path(source).is_dir():
+        raise ValueError(f"{source} is a Hugging Face folder: use backend='fast'")
     return S3prlEncoder(source)
 
 # %% ../nbs/21_upstreams.ipynb #b8efc885

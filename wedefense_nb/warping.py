@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchaudio.functional import resample
 
-from .audio import SAMPLE_RATE
+from .audio import KAISER, SAMPLE_RATE
 from .augmentation import Transform, by_choice, fit_length, limit, zero_padding
 from .batches import Batch, crop_label, crop_segments
 from .task import BONAFIDE
@@ -24,7 +24,7 @@ from .task import BONAFIDE
 # %% ../nbs/33_warping.ipynb #9f007d80
 def change_rate(wave: Tensor, old: int, new: int) -> Tensor:
     """Resample (B, T), band-limited (windowed sinc, Kaiser window), to (B, ceil(T new / old)); zeros surround it."""
-    return resample(wave, old, new, lowpass_filter_width=64, rolloff=0.9476, resampling_method="sinc_interp_kaiser", beta=14.77)
+    return resample(wave, old, new, **KAISER)
 
 
 def scale_segments(fakes: np.ndarray, factor: float, seconds: float) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..features import frame_mask
-from ..pretrained import Checkpoint, EncoderConfig, read_checkpoint
+from ..pretrained import Checkpoint, EncoderConfig, read_checkpoint, translate
 from ..upstreams import encoder_frames, register_encoder
 
 # %% ../../nbs/25_fast_encoder.ipynb #895613ae
@@ -242,8 +242,7 @@ def fast_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         g, v = rest.pop(key), rest.pop(key[:-1] + "v")
         rest[key[:-2]] = g * v / torch.linalg.vector_norm(v, dim=(0, 1), keepdim=True)
     for name, value in rest.items():
-        for pattern, new in FAST_NAMES:
-            name = re.sub(pattern, new, name)
+        name = translate(name, FAST_NAMES)
         out[name] = value[:, :, None] if re.fullmatch(r"convs\.\d+\.conv\.weight", name) else value
     return out
 

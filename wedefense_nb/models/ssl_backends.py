@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..detector import Detector, Identity, LinearHead, MaskedBatchNorm, MeanPool, StatsPool, register
+from ..detector import Detector, EmbeddingNorm, Identity, LinearHead, MaskedBatchNorm, MeanPool, StatsPool, register
 from ..features import frame_mask
 from .aasist import PlainHead
+from ..normalisation import cmvn, legacy_cmvn
 from ..stored import Stored
 from ..upstreams import LayerMix, Upstream
 
@@ -68,13 +69,15 @@ class AttentivePool(nn.Module):
         """Size of the pooled vector."""
         return 2 * dim
 
+    def weights(self, x: Tensor, frames: Tensor) -> Tensor:
+        """(B, F, D) weights that sum to 1 over a recording's own frames; `x` is zero after them."""
+        if self.context:
+            x = torch.cat([x, StatsPool()(x, frames)[:, None].expand(-1, x.shape[1], -1)], -1)
+        return time_shares(self.score(torch.tanh(self.hidden(x.transpose(1, 2)))).transpose(1, 2), frames)
+
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
-        mask = frame_mask(frames, x.shape[1])[..., None]
-        x = x * mask
-        whole = shared_stats(x, mask / frames[:, None, None].to(x))[:, None].expand(-1, x.shape[1], -1)
-        seen = torch.cat([x, whole], -1) if self.context else x
-        scores = self.score(torch.tanh(self.hidden(seen.transpose(1, 2)))).transpose(1, 2)
-        return shared_stats(x, time_shares(scores, frames))
+        x = x.masked_fill(~frame_mask(frames, x.shape[1])[..., None], 0.0)
+        return shared_stats(x, self.weights(x, frames))
 
 # %% ../../nbs/43_ssl_backends.ipynb #de05b909
 class Mixed(nn.Module):
@@ -132,8 +135,7 @@ def register_ssl(name: str, stacked: bool = False) -> Callable:
             if front.stacked != stacked:
                 shapes = [f"(B, F, {front.dim})", f"(B, {getattr(front, 'states', 0) or 'L'}, F, {front.dim})"]
                 remedy = "layers='all'" if stacked else "layers='last', 'weighted' or a number"
-                given, wanted = shapes[front.stacked], shapes[stacked]
-                raise ValueError(f"{name} reads features {wanted}, this front end gives {given}: use {remedy}")
+                raise ValueError(f"{name} reads features {shapes[stacked]}, this front end gives {shapes[not stacked]}: use {remedy}")
             model = function(front, **options)
             model.portable = {"upstream": portable(front)}
             return model
@@ -220,9 +222,7 @@ class WedefenseFront(nn.Module):
             wanted = (lengths + 319) // 320
             index = torch.arange(int(wanted.max()), device=wave.device).minimum(frames[:, None] - 1)
             feats, frames = feats.take_along_dim(index.view(len(feats), *[1] * self.stacked, -1, 1), -2), wanted
-        mask = frame_mask(frames, feats.shape[-2]).view(len(feats), *[1] * self.stacked, -1, 1)
-        mean = feats.mean(-1, keepdim=True) if self.stacked else (feats * mask).sum(1, True) / frames[:, None, None]
-        return (feats - mean) * mask, frames
+        return (legacy_cmvn if self.stacked else cmvn)(feats, frames), frames
 
 
 class NormHead(LinearHead):
@@ -230,7 +230,7 @@ class NormHead(LinearHead):
 
     def __init__(self, dim: int):
         super().__init__(dim)
-        self.norm = nn.BatchNorm1d(dim)
+        self.norm = EmbeddingNorm(dim)
 
     def forward(self, embedding: Tensor) -> Tensor:
         return self.out(torch.relu(self.norm(embedding)))
@@ -240,9 +240,9 @@ class NormHead(LinearHead):
 def ssl_mhfa(front, heads: int = 32, compress: int = 128, embed_dim: int = 256, legacy: bool = False) -> Detector:
     """Multi-head factorised attention (Peng et al., 2022; legacy: WeDefense's v15, 1,315,410 before its head)."""
     pool = MHFAPool(front.dim, front.states, heads, compress, legacy)
-    embedding = nn.Linear(pool.out_dim(front.dim), embed_dim)
-    head = NormHead(embed_dim) if legacy else LinearHead(embed_dim)
-    return assemble(WedefenseFront(front) if legacy else front, Identity(front.dim), pool, embedding, head)
+    embedding = nn.Linear(pool.out_dim(front.dim), embed_dim, bias=legacy)  # the norm of the head cancels it
+    front = WedefenseFront(front) if legacy else front
+    return assemble(front, Identity(front.dim), pool, embedding, NormHead(embed_dim))
 
 # %% ../../nbs/43_ssl_backends.ipynb #4f86cbec
 def window_max(x: Tensor, frames: Tensor, rows: int) -> Tensor:
@@ -296,5 +296,5 @@ def ssl_sls(front, rows: int = 50, embed_dim: int = 256, average: bool = False, 
     """Sensitive layer selection (Zhang et al., 2024; legacy: WeDefense's v14, 4,366,083 before its head)."""
     pool = SLSPool(front.dim, rows, average, legacy)
     embedding = nn.Sequential(nn.Linear(pool.out_dim(front.dim), embed_dim), nn.SELU())
-    head = NormHead(embed_dim) if legacy else LinearHead(embed_dim)
+    head = (NormHead if legacy else PlainHead)(embed_dim)
     return assemble(WedefenseFront(front) if legacy else front, Identity(front.dim), pool, embedding, head)

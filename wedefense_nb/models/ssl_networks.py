@@ -16,14 +16,7 @@ from torch import Tensor, nn
 from ..detector import Detector, LinearHead, MaskedBatchNorm, MeanPool
 from ..features import frame_mask
 from .aasist import GraphEncoder, GraphReadout, PlainHead
-from wedefense_nb.models.ssl_backends import (
-    AttentivePool,
-    NormHead,
-    WedefenseFront,
-    assemble,
-    make_pool,
-    register_ssl,
-)
+from .ssl_backends import AttentivePool, NormHead, WedefenseFront, assemble, make_pool, register_ssl
 from ..sinc import FixedLength
 
 # %% ../../nbs/48_ssl_networks.ipynb #bddf9dbc
@@ -50,12 +43,13 @@ class WedefenseP2SGrad(LinearHead):
 class ConvReluNorm(nn.Module):
     """Convolution over time, ReLU, batch norm: (B, C, F) with mask (B, 1, F) to (B, C', F), zero in the padding."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 1):
+    def __init__(self, c_in: int, c_out: int, kernel: int = 1, dilation: int = 1, affine: bool = True):
         super().__init__()
-        self.conv, self.norm = nn.Conv1d(c_in, c_out, kernel, padding=kernel // 2), MaskedBatchNorm(c_out)
+        self.conv = nn.Conv1d(c_in, c_out, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        self.norm = MaskedBatchNorm(c_out, affine=affine)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return masked_norm(self.norm, torch.relu(self.conv(x)), mask)
+        return masked_norm(self.norm, torch.relu(self.conv(x * mask)), mask)
 
 
 def masked_norm(norm: MaskedBatchNorm, x: Tensor, mask: Tensor) -> Tensor:
