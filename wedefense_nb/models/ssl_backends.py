@@ -134,8 +134,8 @@ def register_ssl(name: str, stacked: bool = False) -> Callable:
             front = ssl_front(upstream, layers, frozen, top)
             if front.stacked != stacked:
                 shapes = [f"(B, F, {front.dim})", f"(B, {getattr(front, 'states', 0) or 'L'}, F, {front.dim})"]
-                remedy = "layers='all'" if stacked else "layers='last', 'weighted' or a number"
-                raise ValueError(f"{name} reads features {shapes[stacked]}, this front end gives {shapes[not stacked]}: use {remedy}")
+                remedy = "use layers='all'" if stacked else "use layers='last', 'weighted' or a number"
+                raise ValueError(f"{name} reads features {shapes[stacked]}, this front end gives {shapes[not stacked]}: {remedy}")
             model = function(front, **options)
             model.portable = {"upstream": portable(front)}
             return model
