@@ -19,6 +19,7 @@ SMALL = {
     "res2net34": {"n_mels": 24},
     "ecapa": {"channels": 64, "context": True},
     "xvector": {"width": 64},
+    "cam_plus_plus": {"n_mels": 24, "growth": 16},
     "wedefense_lcnn_lstm": {"dropout": 0.1},
     "rawnet2": {"hidden": 64},
     "rawnet2_2019": {"hidden": 64},

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['XVector', 'xvector', 'Res2Conv', 'SERes2Block', 'ECAPA', 'ecapa', 'Res2Block', 'res2net34', 'segment_means',
-           'ContextMask', 'DenseLayer', 'DenseBlock', 'BandBlock', 'BandFront', 'CAMPlusPlus', 'start_at_kaiming',
+           'ContextMask', 'DenseLayer', 'DenseBlock', 'BandBlock', 'BandFront', 'start_at_kaiming', 'CAMPlusPlus',
            'cam_plus_plus']
 
 # %% ../../nbs/52_speaker_models.ipynb #df3e7d32
@@ -221,6 +221,14 @@ class BandFront(nn.Module):
             x, _ = block(x, frames)
         return torch.relu(self.last_norm(self.last(x), mask)).flatten(1, 2)
 
+# %% ../../nbs/52_speaker_models.ipynb #26372359
+def start_at_kaiming(part: nn.Module) -> None:
+    """Published start of CAM++ for layers over time and linear ones: normal, variance 2 / inputs; biases zero."""
+    if isinstance(part, nn.Conv1d | nn.Linear):
+        nn.init.kaiming_normal_(part.weight)
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
 # %% ../../nbs/52_speaker_models.ipynb #14806307
 class CAMPlusPlus(nn.Module):
     """CAM++ backbone (Wang et al., 2023): features (B, F, D) to (B, ceil(F / 2), 512)."""
@@ -245,14 +253,6 @@ class CAMPlusPlus(nn.Module):
         return torch.relu(masked_norm(self.norm, x, mask)).transpose(1, 2), frames
 
 # %% ../../nbs/52_speaker_models.ipynb #32190ff6
-def start_at_kaiming(part: nn.Module) -> None:
-    """Published start of CAM++ for layers over time and linear ones: normal, variance 2 / inputs; biases zero."""
-    if isinstance(part, nn.Conv1d | nn.Linear):
-        nn.init.kaiming_normal_(part.weight)
-        if part.bias is not None:
-            nn.init.zeros_(part.bias)
-
-
 @register("cam_plus_plus")
 def cam_plus_plus(n_mels: int = 80, embed_dim: int = 512, growth: int = 32) -> Detector:
     """CAM++ (Wang et al., 2023; WeSpeaker's form, 7,176,224 parameters before the head)."""
