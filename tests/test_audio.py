@@ -56,7 +56,7 @@ def test_pyav_takes_over_where_libsndfile_fails(tmp_path, monkeypatch):  # pitfa
     sf.write(tmp_path / "x.flac", tone(16000), 16000)
     want, _ = load(tmp_path / "x.flac")
 
-    def broken(path):
+    def broken(*_):
         raise sf.LibsndfileError(1)
 
     monkeypatch.setattr(audio, "_decode_soundfile", broken)
@@ -116,6 +116,47 @@ def test_files_that_must_not_pass(tmp_path):
             load(tmp_path / name)
         assert name in str(error.value)
     assert len(load(tmp_path / "silent.flac", allow_silence=True)[0]) == 4000
+
+
+def around(n):
+    return n // 3, n // 3 + 1234
+
+
+@pytest.mark.parametrize("rate, channels", [(16000, 1), (16000, 2), (44100, 1)])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_stretch_is_that_of_the_whole(tmp_path, suffix, rate, channels):
+    path = tmp_path / f"x.{suffix}"
+    noise = 0.01 * np.random.default_rng(0).normal(size=(int(1.5 * rate), channels))
+    sf.write(path, tone(rate, 1.5, channels=channels) + noise, rate)
+    whole, part = load(path)[0], load(path, place=around)[0]
+    start, stop = around(len(whole))
+    assert np.array_equal(part, whole[start:stop])
+    decoded = audio._decode(path, place=around)[0].shape[1]
+    assert decoded == 1234 if rate == 16000 and suffix in ("wav", "flac") else decoded >= rate
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_a_stretch_of_a_truncated_file_is_refused_or_right(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    sf.write(path, 0.1 * np.random.default_rng(0).normal(size=48000).clip(-3, 3), 16000)
+    whole, data = load(path)[0], path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(AudioError, match="truncated"):
+        load(path, place=lambda n: (n - 3000, n))
+    try:  # a FLAC begins with its length, so its first second is what it was
+        assert np.array_equal(load(path, place=lambda n: (0, 16000))[0], whole[:16000])
+    except AudioError as error:
+        assert suffix == "wav" and "truncated" in str(error)
+
+
+def test_a_silent_stretch_is_a_pause_but_a_silent_recording_is_not(tmp_path):
+    wave = np.zeros(16000, np.float32)
+    sf.write(tmp_path / "silent.wav", wave, 16000)
+    wave[12000:] = 0.1 * np.random.default_rng(0).normal(size=4000)
+    sf.write(tmp_path / "pause.wav", wave, 16000)
+    assert not load(tmp_path / "pause.wav", place=lambda n: (0, 8000))[0].any()
+    with pytest.raises(AudioError, match="silent"):
+        load(tmp_path / "silent.wav", place=lambda n: (0, 8000))
 
 
 def test_float_files_beyond_one_are_clipped(tmp_path):

@@ -3,6 +3,7 @@
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'wedefense_nb'},
   'syms': { 'wedefense_nb.audio': { 'wedefense_nb.audio.AudioError': ('audio.html#audioerror', 'wedefense_nb/audio.py'),
                                     'wedefense_nb.audio.AudioInfo': ('audio.html#audioinfo', 'wedefense_nb/audio.py'),
+                                    'wedefense_nb.audio._decode': ('audio.html#_decode', 'wedefense_nb/audio.py'),
                                     'wedefense_nb.audio._decode_av': ('audio.html#_decode_av', 'wedefense_nb/audio.py'),
                                     'wedefense_nb.audio._decode_soundfile': ('audio.html#_decode_soundfile', 'wedefense_nb/audio.py'),
                                     'wedefense_nb.audio._existing': ('audio.html#_existing', 'wedefense_nb/audio.py'),

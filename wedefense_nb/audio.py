@@ -74,15 +74,18 @@ def _open_av(path, data: bytes | None = None):
     return container
 
 # %% ../nbs/10_audio.ipynb #eaccf660
-def _decode_soundfile(data: bytes) -> tuple[np.ndarray, int, int]:
-    """(C, T) float32 samples, rate, and the number of frames that the header promises."""
+def _decode_soundfile(data: bytes, place=None) -> tuple[np.ndarray, int, int, bool]:
+    """(C, T) float32 samples, rate, frames that the header promises, and whether they are only those of `place`."""
     with sf.SoundFile(io.BytesIO(data)) as f:
-        promised = f.frames
-        samples = f.read(dtype="float32", always_2d=True)
-        return samples.T, f.samplerate, promised
+        placed = place is not None and f.samplerate == SAMPLE_RATE and f.format in ("WAV", "FLAC")  # exact seeks
+        start, stop = place(f.frames) if placed else (0, f.frames)
+        if start:
+            f.seek(start)
+        samples = f.read(stop - start, dtype="float32", always_2d=True)
+        return samples.T, f.samplerate, stop - start, placed
 
 
-def _decode_av(path, data: bytes) -> tuple[np.ndarray, int, int]:
+def _decode_av(path, data: bytes) -> tuple[np.ndarray, int, int, bool]:
     with _open_av(path, data) as container:
         stream = container.streams.audio[0]
         to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
@@ -92,7 +95,7 @@ def _decode_av(path, data: bytes) -> tuple[np.ndarray, int, int]:
             raise AudioError(f"{path}: broken or truncated, decoding stopped ({error})") from error
         promised = round(float(stream.duration * stream.time_base) * stream.rate) if stream.duration else 0
         samples = np.concatenate(frames, axis=1) if frames else np.zeros((1, 0), np.float32)
-        return samples, stream.rate, promised
+        return samples, stream.rate, promised, False
 
 # %% ../nbs/10_audio.ipynb #53336d18
 def _wav_is_cut(data: bytes) -> bool:
@@ -135,21 +138,24 @@ def decode(path, data: bytes | None = None) -> tuple[np.ndarray, int]:
 
     Returns
     -------
-    samples : numpy.ndarray, float32, shape (C, T)
-    rate : int, in Hz
+    samples and rate : numpy.ndarray, float32, shape (C, T), and int in Hz
 
     Raises `AudioError`: missing, empty, not audio, or truncated.
     """
+    return _decode(path, data)[:2]
+
+
+def _decode(path, data: bytes | None = None, place=None) -> tuple[np.ndarray, int, bool]:
     data = _existing(path).read_bytes() if data is None else data
     try:
-        samples, rate, promised = _decode_soundfile(data)
+        samples, rate, promised, placed = _decode_soundfile(data, place)
     except sf.LibsndfileError:  # m4a, and many FLACs of ASVspoof 2021
-        samples, rate, promised = _decode_av(path, data)
+        samples, rate, promised, placed = _decode_av(path, data)
     if samples.shape[1] == 0:
         raise AudioError(f"{path}: no samples (a header without sound, or truncated)")
-    if _is_cut(data) or samples.shape[1] < promised - 2400:
+    if _is_cut(data) or samples.shape[1] < promised - (0 if placed else 2400):
         raise AudioError(f"{path}: truncated, only {samples.shape[1]} frames could be read")
-    return samples, rate
+    return samples, rate, placed
 
 # %% ../nbs/10_audio.ipynb #8a877bec
 def plot_spectrogram(wave: np.ndarray, title: str = "", ax=None, sample_rate: int = SAMPLE_RATE):
@@ -204,7 +210,7 @@ def resample(wave: np.ndarray, rate: int, new_rate: int = SAMPLE_RATE) -> np.nda
     return sinc_resample(torch.from_numpy(np.ascontiguousarray(wave, np.float32)), rate, new_rate, **KAISER).numpy()
 
 # %% ../nbs/10_audio.ipynb #8fe8f840
-def load(path, allow_silence: bool = False, data: bytes | None = None) -> tuple[np.ndarray, int]:
+def load(path, allow_silence: bool = False, data: bytes | None = None, place=None) -> tuple[np.ndarray, int]:
     """Load any recording as 16 kHz mono.
 
     Parameters
@@ -215,21 +221,23 @@ def load(path, allow_silence: bool = False, data: bytes | None = None) -> tuple[
         Accept a recording in which nothing can be heard (less than half a 16-bit step).
     data : bytes, optional
         The file's content, if it was already read; `path` then only names it.
+    place : function, optional
+        (samples at 16 kHz) to (start, stop): the stretch that is wanted. Of lossless files no more is decoded.
 
-    Returns
-    -------
-    wave : numpy.ndarray, float32, shape (T,), in [-1, 1]
-    sample_rate : int, always `SAMPLE_RATE`
+    Returns the waveform, float32 (T,) in [-1, 1], and the constant `SAMPLE_RATE`.
 
     Raises `AudioError`, which names the file: missing, empty, truncated, not audio, NaN or infinite samples, silent.
     """
-    samples, rate = decode(path, data)
+    samples, rate, placed = _decode(path, data, place)
     low, high = float(samples.min()), float(samples.max())  # NaN anywhere makes both NaN
     if not np.isfinite([low, high]).all():
         raise AudioError(f"{path}: {int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
     if not allow_silence and high - low < 2**-16:
-        raise AudioError(f"{path}: silent (no sample differs from the others)")
+        if not placed:
+            raise AudioError(f"{path}: silent (no sample differs from the others)")
+        load(path, data=data)  # a pause may be silent, a recording may not
     wave = resample(samples[0] if len(samples) == 1 else samples.mean(axis=0), rate)
+    wave = wave[slice(*place(len(wave)))] if place and not placed else wave
     return (wave if rate == SAMPLE_RATE and -1 <= low and high <= 1 else np.clip(wave, -1.0, 1.0)), SAMPLE_RATE
 
 # %% ../nbs/10_audio.ipynb #724157a2

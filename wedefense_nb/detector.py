@@ -59,7 +59,7 @@ class MaskedBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = x.contiguous() if x.shape[-1] == 1 else x  # torch 2.11: wrong gradients for a transposed view with one column
-        if not self.training or bool(mask.all()):
+        if not self.training or (bool(mask.all()) and x[:, 0].numel() > 1):  # one value has no variance
             return super().forward(x) * mask
         inside = mask.expand(x.shape[0], 1, *x.shape[2:]).to(x.dtype)
         n = inside.sum()
