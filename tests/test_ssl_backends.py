@@ -1,7 +1,7 @@
 """Back ends on self-supervised features: golden outputs of the published forms, counts, any length, complete folders."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -181,7 +181,7 @@ def test_features_from_disk_give_the_same_scores(few, tmp_path):
             assert torch.allclose(whole.eval()(NOISE, torch.tensor([20000, 15000, 9000])), scores, atol=1e-5)
         back = load_model(save_model(model, tmp_path / f"model-{layers}-{name}"))
         assert torch.equal(back(on_disk, frames), scores)
-    with pytest.raises(ValueError, match="cannot learn"):
+    with pytest.raises(ValueError, match="are what they are"):
         build("ssl_res1d", upstream=str(folder), top=1)
 
 
@@ -331,14 +331,18 @@ def test_heads_load_with_their_classes_in_our_order(kind, tmp_path):
     assert isinstance(model.front.front if hasattr(model.front, "front") else model.front, Stored)
 
 
-@pytest.mark.parametrize(("kind", "mixed"), [("wedefense/mhfa", False), ("wedefense/res1d", True), ("ssl_antispoofing", False)])
+WHOLE = [("wedefense/mhfa", False), ("wedefense/res1d", True), ("ssl_antispoofing", False), ("antideepfake", False)]
+PREFIX = {"ssl_antispoofing": "ssl_model.model.", "antideepfake": "m_ssl.model."}
+
+
+@pytest.mark.parametrize(("kind", "mixed"), WHOLE)
 def test_whole_files_load_with_their_upstream(kind, mixed, tmp_path, monkeypatch):
     from wedefense_nb.upstreams import weight_shapes
 
     layout = LAYOUTS[kind]
     small = {"dim": TINY.dim, "states": 3 if layout.detector["upstream"]["stored"]["states"] else 0}
     monkeypatch.setitem(layout.detector, "upstream", {"stored": small})
-    prefix = "ssl_model.model." if kind == "ssl_antispoofing" else "frontend.upstream.upstream.model."
+    prefix = PREFIX.get(kind, "frontend.upstream.upstream.model.")
     state = formula_weights(published_shapes(kind))
     tuned = {k: v.float() for k, v in formula_weights(weight_shapes(TINY)).items()}
     state |= {prefix + k: v for k, v in tuned.items()} | {prefix + "mask_emb": torch.zeros(TINY.dim)}
@@ -353,12 +357,27 @@ def test_whole_files_load_with_their_upstream(kind, mixed, tmp_path, monkeypatch
     torch.save(state, tmp_path / "torn.pt")
     with pytest.raises((RuntimeError, KeyError), match="fc1"):
         load_with_upstream(tmp_path / "torn.pt", kind, asdict(TINY))
-    head = {k: v for k, v in state.items() if not k.startswith("frontend") and not k.startswith("ssl_model")}
+    head = {k: v for k, v in state.items() if not k.startswith(("frontend", "ssl_model", "m_ssl"))}
     torch.save(head, tmp_path / "head.pt")
     checkpoint = tiny_checkpoint(tmp_path / "tiny.pt")  # the head alone: the given upstream keeps its own weights
     model = load_with_upstream(tmp_path / "head.pt", kind, checkpoint)
     front = next(m for m in model.front.modules() if isinstance(m, Upstream))
     assert torch.equal(front.encoder.layers[1].fc1.weight, Upstream(checkpoint).encoder.layers[1].fc1.weight)
+
+
+def test_antideepfake_is_a_mean_over_normalised_waves(tmp_path):  # pitfall 30
+    raw = replace(TINY, normalize=False)  # as wav2vec 2.0 base: the recipe normalises all the same
+    head = {"proj_fc.weight": torch.randn(2, TINY.dim), "proj_fc.bias": torch.tensor([0.1, -0.2])}
+    torch.save(head, tmp_path / "head.pt")
+    torch.manual_seed(0)
+    model = load_with_upstream(tmp_path / "head.pt", "antideepfake", asdict(raw))
+    assert model.front.config.normalize and model.config["upstream"]["normalize"]
+    wave = 3 * NOISE[:1] + 0.5
+    scaled = (wave - wave.mean()) / (wave.var(correction=0) + 1e-5).sqrt()
+    wanted = model.front.encoder(scaled, torch.tensor([20000]), [TINY.layers])[0].mean(1)
+    wanted = wanted @ head["proj_fc.weight"].T + head["proj_fc.bias"]
+    assert torch.allclose(model(wave, torch.tensor([20000])), wanted, atol=1e-4)
+    assert torch.allclose(load_model(save_model(model, tmp_path))(wave, torch.tensor([20000])), wanted, atol=1e-4)
 
 
 def test_our_own_names_stay_out_of_published_ones():

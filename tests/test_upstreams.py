@@ -389,6 +389,8 @@ def test_recomputing_layers_gives_the_same_gradients(tiny, batch):
     assert all(torch.allclose(grads[0][n], grads[1][n], rtol=1e-4, atol=1e-4) for n in grads[0])
     with pytest.raises(ValueError, match="use backend='fast'"):
         Upstream(tiny, backend="s3prl", checkpointing=True)
+    with pytest.raises(ValueError, match="s3prl scales waves"):
+        Upstream(tiny, backend="s3prl", normalize=not TINY.normalize)
 
 
 def test_bfloat16_is_close_and_comes_out_as_float32(tiny, batch):

@@ -1353,6 +1353,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'wedefense_nb/upstreams.py'),
                                         'wedefense_nb.upstreams._learning_stages': ( 'upstreams.html#_learning_stages',
                                                                                      'wedefense_nb/upstreams.py'),
+                                        'wedefense_nb.upstreams._rescaled': ('upstreams.html#_rescaled', 'wedefense_nb/upstreams.py'),
                                         'wedefense_nb.upstreams._wanted': ('upstreams.html#_wanted', 'wedefense_nb/upstreams.py'),
                                         'wedefense_nb.upstreams.encoder_frames': ( 'upstreams.html#encoder_frames',
                                                                                    'wedefense_nb/upstreams.py'),

@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -199,12 +200,18 @@ class Upstream(nn.Module):
         Compute in bfloat16 where that is safe; features come out as float32.
     checkpointing : bool
         Compute layers twice in training to save memory ("fast" only).
+    normalize : bool, optional
+        Bring waves to mean 0 and variance 1, or not ("fast" only); by default as the network was trained.
     """
 
-    def __init__(self, source, layers="last", frozen=True, top=0, backend="fast", bf16=False, checkpointing=False):
+    def __init__(
+        self, source, layers="last", frozen=True, top=0, backend="fast", bf16=False, checkpointing=False, normalize=None
+    ):  # fmt: skip
         super().__init__()
         self.encoder = make_encoder(source, backend)
         self.config, self.bf16, k = self.encoder.config, bf16, self.encoder.config.layers + 1
+        if normalize not in (None, self.config.normalize):
+            self.config = _rescaled(self.encoder, normalize)
         self.wanted, self.mix = _wanted(layers, k), LayerMix(k) if layers == "weighted" else None
         self.stacked, self.dim, self.states = layers == "all", self.config.dim, k
         self.learning = _learning_stages(self.encoder, frozen, top)
@@ -235,6 +242,12 @@ class Upstream(nn.Module):
         return feats * (mask[:, None] if self.stacked else mask), frames
 
 # %% ../nbs/21_upstreams.ipynb #0f0743e8
+def _rescaled(encoder: nn.Module, normalize: bool) -> EncoderConfig:
+    if encoder.scales_waves:
+        raise ValueError("s3prl scales waves as the checkpoint says: use backend='fast'")
+    return replace(encoder.config, normalize=normalize)
+
+
 def _wanted(layers, k: int) -> list[int]:
     """Indices of the states that a choice of layers needs."""
     if layers in ("weighted", "all"):

@@ -92,7 +92,7 @@ class Mixed(nn.Module):
         return self.mix(list(feats.unbind(1))), frames
 
 # %% ../../nbs/43_ssl_backends.ipynb #7609065e
-def ssl_front(upstream, layers="last", frozen: bool = True, top: int = 0) -> nn.Module:
+def ssl_front(upstream, layers="last", frozen: bool = True, top: int = 0, normalize: bool | None = None) -> nn.Module:
     """The front end that a back end asks for.
 
     Parameters
@@ -109,9 +109,9 @@ def ssl_front(upstream, layers="last", frozen: bool = True, top: int = 0) -> nn.
     elif not isinstance(upstream, dict) and (Path(upstream) / "features.yaml").is_file():
         front = Stored.of(upstream)
     else:
-        return Upstream(upstream, layers, frozen, top)
-    if not frozen or top:
-        raise ValueError("features on disk cannot learn: use frozen=True and top=0, or the upstream itself")
+        return Upstream(upstream, layers, frozen, top, normalize=normalize)
+    if not frozen or top or normalize is not None:
+        raise ValueError("features on disk are what they are: use frozen=True, top=0, no normalize, or the upstream itself")
     return Mixed(front) if layers == "weighted" and front.stacked else front
 
 # %% ../../nbs/43_ssl_backends.ipynb #25f51331
@@ -130,8 +130,8 @@ def register_ssl(name: str, stacked: bool = False) -> Callable:
     """
 
     def add(function: Callable[..., Detector]) -> Callable[..., Detector]:
-        def make(upstream=None, layers="all" if stacked else "last", frozen=True, top=0, **options) -> Detector:
-            front = ssl_front(upstream, layers, frozen, top)
+        def make(upstream=None, layers="all" if stacked else "last", frozen=True, top=0, normalize=None, **options) -> Detector:
+            front = ssl_front(upstream, layers, frozen, top, normalize)
             if front.stacked != stacked:
                 shapes = [f"(B, F, {front.dim})", f"(B, {getattr(front, 'states', 0) or 'L'}, F, {front.dim})"]
                 remedy = "use layers='all'" if stacked else "use layers='last', 'weighted' or a number"

@@ -111,30 +111,33 @@ LAYOUTS["wedefense/ssl_aasist"] = _ssl_layout(
 LAYOUTS["ssl_antispoofing"] = _ssl_layout(
     "ssl_aasist", _graph_names(), 0, bonafide=BONAFIDE, score="logit", seen=(0.9 * 2580, 0.1 * 22800)
 )
+_MEAN = {"name": "ssl_linear", "upstream": {"stored": {"dim": 1024, "states": 0}}}
+LAYOUTS["antideepfake"] = Layout(_MEAN, [("head.out", "proj_fc")])
 
 # %% ../../nbs/47_wedefense.ipynb #f097ed98
-INSIDE = ("frontend.upstream.upstream.model.", "ssl_model.model.")  # where files keep the upstream
+INSIDE = ("frontend.upstream.upstream.model.", "ssl_model.model.", "m_ssl.model.")  # where files keep the upstream
 
 
 def load_with_upstream(path, kind: str, upstream, seen: tuple[float, float] | None = None, **options) -> Detector:
     """A published SSL detector: head from the file, upstream too if the file has one, else the given one's own weights.
 
-    `upstream` is what `ssl_front` takes, of the published width; `seen` and `options` are as for `load_published`.
+    `upstream` is what `ssl_front` takes, of the file's width; `seen` and `options` are as for `load_published`.
     Raises ValueError or RuntimeError for anything missing, unexpected or misshapen, and for another upstream.
     """
     state = read_weights(path)
     tuned = {k[len(p) :]: state.pop(k) for p in INSIDE for k in [*state] if k.startswith(p)}
     mix = state.pop("frontend.featurizer.weights", None)
+    usual = {"layers": "weighted"} if mix is not None else {}
+    usual |= {"ssl_antispoofing": {"samples": 64600}, "antideepfake": {"normalize": True}}.get(kind, {})
+    model = build(**(LAYOUTS[kind].detector | {"upstream": upstream} | usual | options))
+    front = next(m for m in model.front.modules() if isinstance(m, Upstream))
+    shape = {"dim": front.dim, "states": front.states if front.stacked else 0}
     with tempfile.TemporaryDirectory() as folder:
         torch.save(state, Path(folder, "head.pt"))
-        head = load_published(Path(folder, "head.pt"), kind, seen)
-    usual = {"layers": "weighted"} if mix is not None else {}
-    usual |= {"samples": 64600} if kind == "ssl_antispoofing" else {}
-    model = build(**(LAYOUTS[kind].detector | {"upstream": upstream} | usual | options))
+        head = load_published(Path(folder, "head.pt"), kind, seen, upstream={"stored": shape})
     left = model.load_state_dict(head.state_dict(), strict=False)
     if left.unexpected_keys or not all(k.startswith("front.") for k in left.missing_keys):
         raise ValueError(f"the head of {path} does not fit: missing {left.missing_keys[:4]}")
-    front = next(m for m in model.front.modules() if isinstance(m, Upstream))
     if mix is not None:
         front.mix.load_state_dict({"weights": mix})
     if tuned:
