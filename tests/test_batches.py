@@ -22,6 +22,7 @@ from wedefense_nb.batches import (
     token_batches,
 )
 from wedefense_nb.manifest import Manifest
+from wedefense_nb.task import SPOOF
 
 
 def test_collate_pads_and_remembers_lengths():
@@ -64,7 +65,7 @@ def test_crop_keeps_short_recordings_whole_and_refuses_nonsense(samples):
             AudioDataset(samples, crop=bad)
     for bad in ("tile+zero", "random+start", "middle", ""):
         with pytest.raises(ValueError, match="policy is one of"):
-            AudioDataset(samples, crop=1.0, policy=bad)
+            AudioDataset(samples, crop=1.0, crop_policy=bad)
     with pytest.raises(ValueError, match="'segments' or 'keep'"):
         AudioDataset(samples, crop=1.0, crop_label="guess")
 
@@ -126,8 +127,32 @@ def test_token_batches_waste_little_and_name_what_does_not_fit():
     seconds = m.utterances.duration.to_numpy()
     padded = sum(len(b) * seconds[[i for _, i in b]].max() for b in plans[0])
     assert padded < 1.25 * seconds.sum() and plans[0] != plans[1] and len(plans[0]) < 1.4 * seconds.sum() / 60
-    with pytest.raises(ValueError, match="raise the budget"):
+    with pytest.raises(ValueError, match="raise batch_seconds"):
         token_batches(m, 10.0)
+    m.utterances.loc[3, "duration"] = np.nan  # nobody has looked into the file
+    with pytest.raises(ValueError, match=r"\['u3'\]; raise batch_seconds or crop"):
+        token_batches(m, 60.0)
+    m.utterances.loc[3, "duration"] = 2.0
+    balanced = [i for b in token_batches(m, 60.0, balance=True) for _, i in b]
+    assert len(balanced) == 500 and sum(i < 2 for i in balanced) == 250  # two are spoof
+
+
+@pytest.mark.parametrize("policy", ["random", "start", "tile", "start+tile", "zero"])
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 3.3])
+def test_frames_are_cropped_like_samples(policy, seconds):
+    """Features of 50 frames a second: time on the first axis, two values in a frame."""
+    fakes = np.array([[0.2, 0.4], [0.9, 1.6]])
+    wave, item = np.arange(1.0, 101.0, dtype=np.float32), Item("u", None, SPOOF, fakes)
+    for epoch in range(3):
+        one = Crop(seconds, policy, rate=50)(item._replace(wave=wave), epoch)
+        two = Crop(seconds, policy, rate=50)(item._replace(wave=np.stack([wave, -wave], 1)), epoch)
+        assert np.array_equal(two.wave, np.stack([one.wave, -one.wave], 1)) and two.wave.dtype == np.float32
+        assert np.array_equal(one.fakes, two.fakes) and one.label == two.label
+        said = np.zeros(len(one.wave), bool)
+        for a, b in one.fakes * 50:
+            said[round(a) : round(b)] = True
+        frames = one.wave - 1
+        assert np.array_equal(said, ((frames >= 10) & (frames < 20)) | ((frames >= 45) & (frames < 80)))
 
 
 def test_a_recording_may_be_a_stretch_of_a_file(samples, tmp_path):

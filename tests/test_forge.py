@@ -172,6 +172,29 @@ def test_a_plain_folder_of_sounds_will_do(wave, tmp_path):
         from_folder(tmp_path / "out/notes")
 
 
+def test_a_folder_of_fakes_is_said_to_be_one(wave, tmp_path):
+    save(tmp_path / "in/ann/one.wav", wave)
+    assert from_folder(tmp_path / "in", label="spoof").utterances.label.tolist() == ["spoof"]
+    assert from_folder(tmp_path / "in/ann/one.wav", label="spoof").utterances.label.tolist() == ["spoof"]
+    with pytest.raises(ValueError, match="label"):
+        from_folder(tmp_path / "in", label="fake")
+    with pytest.raises(ValueError, match="no bona fide"):
+        forge(from_folder(tmp_path / "in", label="spoof"), tmp_path / "out", ["lpc"])
+
+
+def test_ids_may_have_slashes(source, tmp_path):
+    """Corpora whose own ids are paths, as WaveFake's and SpoofCeleb's."""
+    u = source.utterances.head(3)
+    u = u.assign(utt=["/data/" + x + ".wav" if i else x for i, x in enumerate(u.utt)])
+    deep = Manifest(u, root=source.root)
+    made = forge(deep, tmp_path, ["lpc"], seed=2, workers=1)
+    assert set(u.utt) <= set(made.utterances.utt) and all(p.parent == tmp_path / "audio" for p in made.paths())
+    stamps = [p.stat().st_mtime_ns for p in made.paths()]
+    again = forge(deep, tmp_path, ["lpc"], seed=2, workers=1)
+    assert again.utterances.equals(made.utterances) and [p.stat().st_mtime_ns for p in again.paths()] == stamps
+    assert len([*(tmp_path / "notes").iterdir()]) == len(made)
+
+
 def test_channel_applies_to_recording_and_fake_alike(source, tmp_path):
     quiet = forge(source, tmp_path, ["lpc"], partial=1.0, spliced=0, seed=2, workers=1, channel=half)
     for r in quiet.utterances[quiet.utterances.attack == ""].itertuples():

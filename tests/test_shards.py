@@ -1,6 +1,8 @@
+import http.server
 import io
 import json
 import tarfile
+import threading
 
 import numpy as np
 import pandas as pd
@@ -211,6 +213,77 @@ def test_any_address_that_webdataset_opens(packed, scheme, tmp_path):
     assert made.utterances.equals(packed.utterances) and len(Manifest.read(tmp_path / "here")) == len(packed)
     (tmp_path / "list.txt").write_text("\n".join(urls) + "\n\n")
     assert shard_list(tmp_path / "list.txt") == urls
+
+
+@pytest.fixture
+def site(packed):
+    """The folder of shards on a web server; `cut` bytes of each answer are sent."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        cut, files = None, {}
+
+        def do_GET(self):
+            name = self.path.strip("/")
+            if not (packed.root / name).is_file() and name not in self.files:
+                return self.send_error(404)
+            data = self.files.get(name) or (packed.root / name).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: self.cut])
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Handler.address = f"http://127.0.0.1:{server.server_port}"
+    yield Handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_web_server_is_read_like_a_folder(packed, site, workers):
+    names = sorted(set(packed.utterances.path))
+    pattern = f"{site.address}/shard-{{00000..{len(names) - 1:05d}}}.tar"
+    how = {"batch_size": 4, "crop": Crop(0.2, "start+tile"), "epoch": 1, "buffer": 6}
+    here, there = ([*ShardStream(source, **how).batches(workers)] for source in (packed.root, pattern))
+    assert sorted(u for b in there for u in b.utts) == sorted(packed.utterances.utt)
+    for a, b in zip(here, there, strict=True):
+        assert a.utts == b.utts and torch.equal(a.wave, b.wave) and torch.equal(a.labels, b.labels)
+        assert all(np.array_equal(x, y) for x, y in zip(a.fakes, b.fakes, strict=True))
+    rest = [*ShardStream(pattern, **how, done=3).batches(workers)]
+    assert [b.utts for b in rest] == [b.utts for b in here[3:]]
+    ranks = [u for r in range(3) for b in ShardStream(pattern, **how, rank=r, world=3).batches(workers) for u in b.utts]
+    assert sorted(ranks) == sorted(packed.utterances.utt)
+
+
+def test_a_list_on_a_web_server_counts_from_its_place(packed, site, tmp_path):
+    names = sorted(set(packed.utterances.path))
+    site.files["shards.txt"] = "\r\n".join([*names[:-1], f"{site.address}/{names[-1]}", ""]).encode()
+    source = f"{site.address}/shards.txt"
+    assert shard_list(source) == [f"{site.address}/{name}" for name in names]
+    made = fetch_shards(source, tmp_path / "here", workers=2)
+    assert made.utterances.equals(packed.utterances) and made.segments.equals(packed.segments)
+    data = open_dataset(made, 0.3, 1, "start+tile")
+    assert np.array_equal(data[0, 4].wave, open_dataset(packed, 0.3, 1, "start+tile")[0, 4].wave)
+
+
+def test_what_a_server_lacks_or_breaks_off_is_named(site, tmp_path):  # pitfall 53
+    for source in (f"{site.address}/gone.tar", [f"{site.address}/shard-00000.tar", f"{site.address}/gone.tar"]):
+        with pytest.raises(ManifestError, match="gone.tar: missing"):
+            list(ShardStream(source, 4).batches())
+    with pytest.raises(ManifestError, match="gone.txt: no such list"):
+        shard_list(f"{site.address}/gone.txt")
+    with pytest.raises(ManifestError, match="cannot be fetched"):
+        fetch_shards([f"{site.address}/gone.tar"], tmp_path)
+    site.cut = 30_000
+    with pytest.raises(ManifestError, match="shard-00000.tar: missing, not a tar file, or truncated"):
+        list(ShardStream(f"{site.address}/shard-00000.tar", 4).batches(workers=1))
+    with pytest.raises(ManifestError, match="shard-00000.tar"):
+        fetch_shards([f"{site.address}/shard-00000.tar"], tmp_path)
+    assert not [*tmp_path.glob("*.tar")]
 
 
 def test_patterns_of_addresses():

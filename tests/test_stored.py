@@ -88,6 +88,44 @@ def test_crops_carry_label_and_segments(tiny, few, tmp_path):
     assert seen == {0, 1}
 
 
+def test_policies_are_those_of_sound(tiny, few, tmp_path):
+    stored = extract(Upstream(tiny), few, tmp_path)
+    whole, seconds = open_dataset(stored), few.utterances.duration.median()
+    lengths = [len(whole[0, i].wave) for i in range(len(few))]
+    n = round(seconds * 50)
+    assert min(lengths) < n < max(lengths)
+    for policy in ("random", "start", "tile", "zero", "start+tile"):
+        data = open_dataset(stored, seconds, 1, policy, "keep")
+        for i, length in enumerate(lengths):
+            item, all_of_it = data[0, i], whole[0, i].wave
+            assert len(item.wave) == (n if length >= n or "tile" in policy or "zero" in policy else length)
+            assert item.label == whole[0, i].label
+            if length <= n or "start" in policy:
+                assert np.array_equal(item.wave[:length], all_of_it[:n])
+            if length < n and "tile" in policy:
+                assert np.array_equal(item.wave[length : 2 * length], all_of_it[: n - length])
+            if length < n and "zero" in policy:
+                assert not item.wave[length:].any()
+    with pytest.raises(ValueError, match="policy is one of random, start"):
+        open_dataset(stored, 1.0, crop_policy="middle")
+
+
+def test_only_the_crop_is_read(tiny, few, tmp_path, monkeypatch):
+    import wedefense_nb.stored as module
+
+    read, old = [], module._OnDisk.__getitem__
+
+    def spy(self, where):
+        read.append(old(self, where))
+        return read[-1]
+
+    monkeypatch.setattr(module._OnDisk, "__getitem__", spy)
+    stored = extract(Upstream(tiny), few, tmp_path)
+    open_dataset(stored, 0.1)[0, 0]
+    open_dataset(stored)[0, 0]
+    assert [len(x) for x in read] == [5, len(open_dataset(stored)[0, 0].wave)]
+
+
 def test_shards_cover_everything_once():
     assert [i for _, members in shards(1001, 256) for i in members] == list(range(1001)) and len(shards(1001, 256)) == 4
 

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from wedefense_nb import training
-from wedefense_nb.detector import build
-from wedefense_nb.selection import average_weights, chosen_epochs, should_stop
+from wedefense_nb.detector import Detector, Identity, StatsPool, build
+from wedefense_nb.selection import average_weights, chosen_epochs, save_atomically, should_stop
+from wedefense_nb.shards import write_shards
+from wedefense_nb.stored import Stored, extract
 from wedefense_nb.task import label_ids, prior_log_odds
 from wedefense_nb.training import FitConfig, fit, lr_at, score
+from wedefense_nb.upstreams import Upstream, tiny_checkpoint
 
 from .conftest import ROOT
 
@@ -198,6 +201,106 @@ def test_crops_that_lost_their_fake_count_as_bona_fide(splits, tmp_path):
     assert float(result.model.log_prior_odds) > prior_log_odds(n["bonafide"], n["spoof"]) + 0.1
 
 
+# What is seen of a recording, and how much at once
+
+
+def seen_batches(data, dev, folder, monkeypatch, **change):
+    """(lengths, labels, padded length) of every training batch."""
+    found, step = [], training._step
+
+    def spy(model, optimizer, accelerator, batch, *args):
+        found.append((batch.lengths.tolist(), batch.labels.tolist(), batch.wave.shape[1]))
+        return step(model, optimizer, accelerator, batch, *args)
+
+    monkeypatch.setattr(training, "_step", spy)
+    result = fit(build("bands"), data, dev, dataclasses.replace(QUICK, balance=False, **change), folder)
+    monkeypatch.setattr(training, "_step", step)
+    return found, result
+
+
+def test_policies_of_crops_reach_the_training(splits, tmp_path, monkeypatch):  # pitfalls 22 and 61
+    train, dev = splits
+    shards, longest = write_shards(train, tmp_path / "tar", size=5), train.utterances.duration.max()
+    for name, change in {"tile": {"crop": longest + 0.1}, "start+zero": {"crop": 0.5}, "random": {"crop": 0.5}}.items():
+        ways = [seen_batches(m, dev, tmp_path / f"{name}{i}", monkeypatch, epochs=1, crop_policy=name, workers=i, **change)
+                for i, m in enumerate((train, shards))]  # fmt: skip
+        lengths = {n for found, _ in ways for ns, _, _ in found for n in ns}
+        assert (lengths == {round(change["crop"] * 16000)}) or name == "random"
+    partial = train.subset(kind=["partial", "full"])
+    share = {}
+    for label in ("segments", "keep"):
+        found, _ = seen_batches(partial, dev, tmp_path / label, monkeypatch, epochs=1, crop=0.2, crop_label=label)
+        share[label] = np.mean([y for _, ys, _ in found for y in ys])
+    assert share["keep"] == (partial.utterances.label == "bonafide").mean() < share["segments"]
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"crop_policy": "middle"}, "policy is one of random, start and one of tile, zero"), ({"crop_policy": "tile+zero"}, "one of"),
+    ({"crop_label": "guess"}, "label 'segments' or 'keep'"), ({"batch_seconds": 9.0}, "crop is 0.4: unset one"),
+    ({"batch_seconds": 0.1, "crop": None}, "raise batch_seconds"), ({"crop": 0.0}, "positive crop"),
+])  # fmt: skip
+def test_wrong_policies_are_one_line(splits, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        fit(build("bands"), *splits, dataclasses.replace(QUICK, **change), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["files", "shards", "features"])
+def test_whole_recordings_by_seconds(splits, tmp_path, monkeypatch, kind):
+    train, dev = splits
+    config = {"epochs": 3, "crop": None, "batch_seconds": 5.0, "balance": kind == "files"}
+    if kind == "shards":
+        train, dev = (write_shards(m, tmp_path / f"tar-{m.utterances.split[0]}", size=5) for m in splits)
+    if kind == "features":
+        front = Upstream(tiny_checkpoint(tmp_path / "tiny.pt"))
+        train, dev = (extract(front, m, tmp_path / m.utterances.split[0]) for m in splits)
+    found, step = [], training._step
+    monkeypatch.setattr(training, "_step", lambda *a: found.append(a[3]) or step(*a))
+    model = Detector(Stored.of(train.root), Identity(32), StatsPool(), 8) if kind == "features" else build("bands")
+    result = fit(model, train, dev, dataclasses.replace(QUICK, **config), tmp_path / "run")
+    rate = 50 if kind == "features" else 16000
+    assert max(batch.wave.shape[1] * len(batch.utts) / rate for batch in found) <= 5.0
+    sizes = {len(batch.utts) for batch in found}
+    assert len(sizes) > 1
+    if kind != "files":  # nothing is drawn twice
+        assert sorted(u for b in found for u in b.utts) == sorted(3 * train.utterances.utt.tolist())
+    rates = result.history.lr
+    assert (np.diff(rates) < 0).all() and rates.iloc[-1] < 0.2 * QUICK.lr
+
+
+def test_interrupted_run_by_seconds_equals_an_uninterrupted_one(splits, tmp_path, monkeypatch):
+    """Epochs have different numbers of batches here."""
+    config = dataclasses.replace(QUICK, crop=None, batch_seconds=4.0, epochs=4, workers=1)
+    model, step = build("bands"), training._step
+    first = {k: v.clone() for k, v in model.state_dict().items()}
+    whole = fit(model, *splits, config, tmp_path / "whole")
+    plans = [len(training.token_batches(splits[0], 4.0, e, QUICK.seed, True)) for e in range(4)]
+    assert len(set(plans)) > 1
+    for after in (plans[0], plans[0] + 3):
+        calls = iter(range(after))
+        monkeypatch.setattr(training, "_step", lambda *a, left=calls: 1 / 0 if next(left, None) is None else step(*a))
+        with pytest.raises(ZeroDivisionError):
+            model = build("bands")
+            model.load_state_dict(first)
+            fit(model, *splits, config, tmp_path / str(after))
+        monkeypatch.setattr(training, "_step", step)
+        again = fit(build("bands"), *splits, config, tmp_path / str(after))
+        assert torch.equal(weights(again.model), weights(whole.model)) and again.history.equals(whole.history)
+
+
+def test_half_a_file_never_has_its_name(tmp_path):
+    def crash(path):
+        path.write_text("ha")
+        raise Stop
+
+    file = tmp_path / "last.pt"
+    for _ in range(2):
+        with pytest.raises(Stop):
+            save_atomically(crash, file)
+        assert not file.exists() or file.read_text() == "whole"
+        save_atomically(lambda path: path.write_text("whole"), file)
+
+
 def test_weighted_training_gives_unbiased_llrs():  # pitfall 4: a Gaussian toy with class weights
     rng = np.random.default_rng(0)
     y = (rng.random(20000) < 0.1).astype(int)
@@ -246,25 +349,39 @@ def test_tensorboard_gets_loss_rate_and_eer(whole):
 # Several processes
 
 
+def for_ranks(corpus):
+    u = corpus.utterances
+    return corpus.subset(utt=[t for _, g in u[u.kind == "full"].groupby(["split", "label"]) for t in g.utt.head(6)])
+
+
 def two_ranks(folder):
     import torch.distributed as dist
 
-    from tests.test_training import QUICK, small
+    from tests.test_training import QUICK, for_ranks, small
     from wedefense_nb.manifest import Manifest, locate
 
     torch.set_num_threads(1)
     corpus = Manifest.read(locate("data_samples"))
-    u = corpus.utterances
-    keep = [t for _, g in u[u.kind == "full"].groupby(["split", "label"]) for t in g.utt.head(6)]
-    corpus = corpus.subset(utt=keep)
+    corpus = for_ranks(corpus)
     config = dataclasses.replace(QUICK, epochs=4, patience=1)
-    result = fit(small(), corpus.subset(split="train"), corpus.subset(split="dev"), config, folder)
+    train, dev = corpus.subset(split="train"), corpus.subset(split="dev")
+    result = fit(small(), train, dev, config, folder)
     table = score(result.model, corpus.subset(split="eval"))
-    np.savez(f"{folder}/rank{dist.get_rank()}.npz", w=weights(result.model).numpy(), s=table.score,
-             e=result.history.dev_eer, utts=table.utt.to_numpy().astype(str))  # fmt: skip
+    found, step = [], training._step
+    training._step = lambda *a: found.append(a[3]) or step(*a)
+    config = dataclasses.replace(QUICK, epochs=2, balance=False, crop=None, batch_seconds=6.0)
+    seconds = fit(build("bands"), train, dev, config, f"{folder}/seconds")
+    utts = [u for batch in found for u in batch.utts]
+    largest = max(batch.wave.numel() for batch in found) / 16000
+    tiled = dataclasses.replace(QUICK, epochs=1, crop=2.0, crop_policy="start+tile", workers=1)
+    tiled = fit(build("bands"), Manifest.read(f"{folder}/tar"), dev, tiled, f"{folder}/tiled")
+    w = torch.cat([weights(r.model) for r in (result, seconds, tiled)])
+    np.savez(f"{folder}/rank{dist.get_rank()}.npz", w=w.numpy(), s=table.score, e=result.history.dev_eer, largest=largest,
+             utts=table.utt.to_numpy().astype(str), trained=utts, train=train.utterances.utt.to_numpy().astype(str))  # fmt: skip
 
 
-def test_two_processes_agree_and_stop_together(tmp_path):  # pitfalls 24 and 55
+def test_two_processes_agree_and_stop_together(samples, tmp_path):  # pitfalls 24 and 55
+    write_shards(for_ranks(samples).subset(split="train"), tmp_path / "tar", size=5)
     code = "import sys; from accelerate import debug_launcher; from tests.test_training import two_ranks\n"
     code += "if __name__ == '__main__': debug_launcher(two_ranks, args=(sys.argv[1],), num_processes=2)"
     script = tmp_path / "launch.py"
@@ -275,6 +392,8 @@ def test_two_processes_agree_and_stop_together(tmp_path):  # pitfalls 24 and 55
     a, b = (np.load(tmp_path / f"rank{r}.npz") for r in (0, 1))
     assert np.array_equal(a["w"], b["w"]) and np.array_equal(a["s"], b["s"]) and np.array_equal(a["e"], b["e"])
     assert len(set(a["utts"])) == len(a["utts"]) and np.isfinite(a["s"]).all()
+    trained = sorted([*a["trained"], *b["trained"]])  # together everything once in each of two epochs
+    assert trained == sorted([*a["train"]] * 2) and max(a["largest"], b["largest"]) <= 6.0
 
 
 def test_learning_happens(samples, tmp_path):

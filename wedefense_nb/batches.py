@@ -78,16 +78,9 @@ def collate(items: Sequence[Item]) -> Batch:
 
 # %% ../nbs/14_batches.ipynb #67020c9a
 def crop_label(fakes: np.ndarray, start: float, end: float, label: int) -> int:
-    """Class of the stretch [start, end) of a recording.
+    """Class of the stretch [start, end) of a recording with these fake segments (N, 2); all in seconds.
 
-    Parameters
-    ----------
-    fakes : numpy.ndarray, shape (N, 2)
-        Fake segments (start, end) in seconds; none for a recording that is all one class.
-    start, end : float
-        In seconds.
-    label : int
-        Class of the whole recording, used where there are no segments.
+    Without segments it is that of the whole recording, `label`.
     """
     if len(fakes) == 0:
         return label
@@ -121,12 +114,15 @@ class Crop:
         Of a crop: `segments` (spoof only if something fake is inside) or `keep` (that of the recording).
     seed : int
         Where a crop falls is a function of (seed, epoch, utt).
+    rate : float
+        Samples (or frames) a second.
     """
 
     seconds: float
     policy: str = "random"
     label: str = "segments"
     seed: int = 0
+    rate: float = SAMPLE_RATE
 
     def __post_init__(self):
         words = self.policy.split("+")
@@ -136,19 +132,19 @@ class Crop:
             raise ValueError(f"policy is one of random, start and one of tile, zero, as 'start+tile'; got {self.policy!r}")
 
     def __call__(self, item: Item, epoch: int = 0) -> Item:
-        n, total = round(self.seconds * SAMPLE_RATE), len(item.wave)
+        n, total = round(self.seconds * self.rate), len(item.wave)
+        drawn = total > n and "start" not in self.policy
+        at = int(utt_rng(item.utt, self.seed, epoch).integers(total - n + 1)) if drawn else 0
+        wave, begin, end = item.wave[at : at + n], at / self.rate, (at + n) / self.rate  # all that is read of a file of features
         if total > n:
-            first = "start" in self.policy
-            at = 0 if first else int(utt_rng(item.utt, self.seed, epoch).integers(total - n + 1))
-            begin, end = at / SAMPLE_RATE, (at + n) / SAMPLE_RATE
             label = item.label if self.label == "keep" else crop_label(item.fakes, begin, end, item.label)
-            return Item(item.utt, item.wave[at : at + n], label, crop_segments(item.fakes, begin, end))
+            return Item(item.utt, wave, label, crop_segments(item.fakes, begin, end))
         if total < n and "tile" in self.policy:
-            fakes = tile_segments(item.fakes, total / SAMPLE_RATE, n / SAMPLE_RATE)
-            return item._replace(wave=np.resize(item.wave, n), fakes=fakes)
+            fakes = tile_segments(item.fakes, total / self.rate, end)
+            return item._replace(wave=np.resize(wave, (n, *wave.shape[1:])), fakes=fakes)
         if total < n and "zero" in self.policy:
-            return item._replace(wave=np.pad(item.wave, (0, n - total)))
-        return item
+            wave = np.concatenate([wave, np.zeros((n - total, *wave.shape[1:]), wave.dtype)])
+        return item._replace(wave=wave)
 
 # %% ../nbs/14_batches.ipynb #3bd4c992
 def read_span(path, offset: int, size: int) -> bytes:
@@ -173,13 +169,13 @@ class AudioDataset(Dataset):
         With columns `offset` and `size` (bytes), a recording is that stretch of its file.
     crop : float, optional
         Length in seconds. Without it, recordings come whole.
-    seed, policy, crop_label
-        As in `Crop`; by default long recordings are cut at a random place and short ones stay as they are.
+    seed, crop_policy, crop_label
+        As `seed`, `policy` and `label` of `Crop`: by default long recordings are cut anywhere and short ones stay.
     """
 
-    def __init__(self, manifest: Manifest, crop=None, seed: int = 0, policy: str = "random", crop_label: str = "segments"):
+    def __init__(self, manifest: Manifest, crop=None, seed=0, crop_policy: str = "random", crop_label: str = "segments"):
         self.crop, self.seed = crop, seed
-        self.cropped = Crop(1.0 if crop is None else crop, policy, crop_label, seed)
+        self.cropped = Crop(1.0 if crop is None else crop, crop_policy, crop_label, seed)
         self.utts, self.paths = manifest.utterances.utt.tolist(), manifest.paths()
         self.labels = label_ids(manifest.utterances.label)
         spans = manifest.utterances.reindex(columns=["offset", "size"]).apply(pd.to_numeric)
@@ -197,10 +193,13 @@ class AudioDataset(Dataset):
             return load(self.paths[i])[0]
         return load(f"{self.paths[i]}: {self.utts[i]}", data=read_span(self.paths[i], offset, size))[0]
 
+    def item(self, i: int, wave, epoch: int) -> Item:
+        """The item of a recording, cropped, from its whole wave."""
+        whole = Item(self.utts[i], wave, int(self.labels[i]), self.fakes.get(self.utts[i], np.zeros((0, 2))))
+        return whole._replace(wave=wave[:]) if self.crop is None else self.cropped(whole, epoch)
+
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, i = key
-        item = Item(self.utts[i], self.read(i), int(self.labels[i]), self.fakes.get(self.utts[i], np.zeros((0, 2))))
-        return item if self.crop is None else self.cropped(item, epoch)
+        return self.item(key[1], self.read(key[1]), key[0])
 
 # %% ../nbs/14_batches.ipynb #6d86f2f0
 def class_balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -251,23 +250,25 @@ def epoch_batches(
     return [[(epoch, int(i)) for i in batch] for batch in batches]
 
 # %% ../nbs/14_batches.ipynb #2ca80f6b
-def token_batches(manifest: Manifest, seconds: float, epoch: int = 0, seed: int = 0, pool: int = 16) -> list:
-    """One epoch in batches of similar lengths, none longer than `seconds` with its padding; keys for `AudioDataset`.
+def token_batches(manifest: Manifest, batch_seconds: float, epoch=0, seed=0, balance: bool = False, pool: int = 16) -> list:
+    """One epoch in batches of similar lengths, none longer than `batch_seconds` with its padding; keys for `AudioDataset`.
 
-    Every recording comes once. As in `bucketed`, sorting happens within about `pool` batches.
+    Every recording comes once, or drawn with `balance` (`class_balanced`). Sorting happens within about `pool` batches.
 
-    Raises ValueError for recordings that are longer than `seconds` (named).
+    Raises ValueError for recordings (named) that are longer than `batch_seconds`, or of unknown length.
     """
     u, rng = manifest.utterances, utt_rng("epoch order", seed, epoch)
-    long = u[u.duration > seconds]
-    if len(long) or len(u) == 0:
-        raise ValueError(f"no recordings, or longer than {seconds} s: {long.utt[:5].tolist()}; raise the budget or crop")
-    durations, order, batches = u.duration.to_numpy(), rng.permutation(len(u)), []
-    pools = (np.cumsum(durations[order]) // (pool * seconds)).astype(int)
+    odd = u[~((u.duration > 0) & (u.duration <= batch_seconds))].utt
+    if len(odd) or len(u) == 0:
+        raise ValueError(f"no recordings, or not of 0 to {batch_seconds} s: {odd[:5].tolist()}; raise batch_seconds or crop")
+    order = class_balanced(label_ids(u.label), rng) if balance else rng.permutation(len(u))
+    durations, batches, longest = u.duration.to_numpy(), [], 0.0
+    pools = (np.cumsum(durations[order]) // (pool * batch_seconds)).astype(int)
     for i in order[np.lexsort((durations[order], pools))]:
-        full = batches and (len(batches[-1]) + 1) * max(durations[batches[-1]].max(), durations[i]) > seconds
-        if full or not batches:
+        longest = max(longest, durations[i])
+        if not batches or (len(batches[-1]) + 1) * longest > batch_seconds:
             batches.append([])
+            longest = durations[i]
         batches[-1].append(i)
     return [[(epoch, int(i)) for i in batches[b]] for b in rng.permutation(len(batches))]
 

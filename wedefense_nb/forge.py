@@ -151,12 +151,8 @@ def find_boundaries(wave: np.ndarray, depth_db: float = 6.0, distance: float = 0
 def splice(wave: np.ndarray, donor: np.ndarray, spans, fade: int = 0) -> np.ndarray:
     """Replace stretches of a recording (T,) by those of a donor (T,), at matched loudness.
 
-    Parameters
-    ----------
-    spans : sequence of (start, end)
-        In samples, half-open; changed samples lie inside them only.
-    fade : int
-        Length of the cross-fade at each end, in samples; 0 cuts hard.
+    `spans` are (start, end) in samples, half-open; changed samples lie inside them only. `fade` is the length of the
+    cross-fade at each end, in samples; 0 cuts hard.
     """
     out = np.array(wave, dtype=np.float32)
     for start, end in spans:
@@ -189,14 +185,14 @@ def choose_spans(wave: np.ndarray, rng: np.random.Generator, shortest: float = 0
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
 
-def from_folder(folder) -> Manifest:
-    """A manifest of bona fide speech from a folder of sound files, or one file; speakers are the parent folders."""
+def from_folder(folder, label: str = "bonafide") -> Manifest:
+    """A manifest of one class from a folder of sound files, or one file; speakers are the parent folders."""
     files = sorted(p for p in [Path(folder), *Path(folder).rglob("*")] if p.suffix.lower() in SUFFIXES and p.is_file())
     folder = Path(folder).parent if Path(folder).is_file() else folder
     if not files:
         raise FileNotFoundError(f"{folder}: no sound files ({', '.join(SUFFIXES)}) here")
     rows = [{"path": p.relative_to(folder).as_posix(), "speaker": p.parent.name, **info(p)._asdict()} for p in files]
-    u = pd.DataFrame(rows).assign(label="bonafide", split="", attack="", codec="")
+    u = pd.DataFrame(rows).assign(label=label, split="", attack="", codec="")
     return Manifest(u.assign(utt=u.path.str.replace("/", "-").str.rsplit(".", n=1).str[0]), root=folder)
 
 # %% ../nbs/13_forge.ipynb #17b700cf
@@ -205,8 +201,9 @@ def plan(source: Manifest, vocoders, partial: float, spliced: float, seed: int) 
 
     `kind` is full, partial or spliced (bona fide with words from `donor`, the same speaker's recording).
     """
-    rows = []
-    bona = source.utterances[source.utterances.label == "bonafide"]
+    rows, bona = [], source.utterances[source.utterances.label == "bonafide"]
+    if len(bona) == 0:
+        raise ValueError("no bona fide recordings to make fakes of")
     for u in bona.itertuples():
         rng = utt_rng(u.utt, seed)
         same = bona.utt[(bona.speaker == u.speaker) & (bona.split == u.split) & (bona.utt != u.utt)].tolist()
@@ -240,11 +237,12 @@ def _make(job: dict, path: Path, donor: Path, out: Path, seed: int, channel: Cal
         wave, other = channel(wave, job["source"]), channel(other, job["source"])
     wave = splice(wave, other, spans, fade=int(rng.choice([0, 80, 160]))) if spans else other
     label = "spoof" if job["attack"] else "bonafide"
-    note = {**job, "label": label, "codec": "", "path": f"audio/{job['utt']}.flac", "sample_rate": SAMPLE_RATE}
+    name = job["utt"].replace("/", "%2F")  # ids may have slashes, file names may not
+    note = {**job, "label": label, "codec": "", "path": f"audio/{name}.flac", "sample_rate": SAMPLE_RATE}
     save(out / note["path"], wave / max(1.0, float(np.abs(wave).max())))
     note["duration"], note["segments"] = len(wave) / SAMPLE_RATE, _tile(spans, len(wave), label, job["attack"])
-    (out / "notes" / f"{job['utt']}.part").write_text(json.dumps(note))
-    (out / "notes" / f"{job['utt']}.part").replace(out / "notes" / f"{job['utt']}.json")
+    (out / "notes" / f"{name}.part").write_text(json.dumps(note))
+    (out / "notes" / f"{name}.part").replace(out / "notes" / f"{name}.json")
     return note
 
 # %% ../nbs/13_forge.ipynb #dd9a66a5

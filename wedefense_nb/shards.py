@@ -17,6 +17,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 import pandas as pd
@@ -159,15 +160,21 @@ def _described(found: dict, url) -> dict:
 
 # %% ../nbs/27_shards.ipynb #d5b927c1
 def shard_list(source) -> list[str]:
-    """Paths or URLs of shards from a folder, a text file of them, a pattern with ``{000..127}``, or a list."""
+    """Paths or URLs of shards from a folder, a text file of them, a pattern with ``{000..127}``, or a list.
+
+    The text file may have a URL too; what is no URL in it counts from there.
+    """
     if not isinstance(source, str | Path):
         urls = [str(x) for x in source]
     elif Path(source).is_dir():
         urls = sorted(str(p) for p in Path(source).glob("*.tar"))
     elif str(source).endswith((".txt", ".list", ".scp")):
-        if not Path(source).is_file():
-            raise ManifestError(f"{source}: no such list of shards")
-        urls = [x.strip() for x in Path(source).read_text(encoding="utf-8-sig").splitlines() if x.strip()]
+        try:
+            with wds.gopen(str(source)) as file:
+                lines = file.read().decode("utf-8-sig").splitlines()
+        except OSError as error:
+            raise ManifestError(f"{source}: no such list of shards ({error})") from error
+        urls = [urljoin(str(source), x.strip()) if "://" in str(source) else x.strip() for x in lines if x.strip()]
     else:
         urls = expand_urls(str(source))
     if not urls:

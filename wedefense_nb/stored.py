@@ -6,6 +6,7 @@
 __all__ = ['shards', 'describe', 'extract', 'StoredDataset', 'open_dataset', 'Stored']
 
 # %% ../nbs/26_stored.ipynb #684bff28
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .audio import SAMPLE_RATE
-from .batches import AudioDataset, Batch, Item, crop_label, crop_segments, eval_batches, loader
-from .manifest import Manifest, ManifestError, utt_rng
+from .batches import AudioDataset, Batch, Item, eval_batches, loader
+from .manifest import Manifest, ManifestError
 
 # %% ../nbs/26_stored.ipynb #972745d1
 def shards(n: int, size: int) -> list[tuple[str, range]]:
@@ -82,32 +83,42 @@ def _note_manifest(manifest: Manifest, plan: list, folder: Path) -> Manifest:
     return made
 
 # %% ../nbs/26_stored.ipynb #f92018cb
-class StoredDataset(AudioDataset):
-    """Stored features of a manifest, whole or cropped; `dataset[epoch, index]` is an `Item` with (F, …) as its wave."""
+class _OnDisk:
+    """An array of a file, of which only what is cut out is read."""
 
-    def __init__(self, manifest: Manifest, crop: float | None = None, seed: int = 0):
-        super().__init__(manifest, crop, seed)
-        self.rate = SAMPLE_RATE / yaml.safe_load((manifest.root / "features.yaml").read_text())["hop"]
+    def __init__(self, part):
+        self.part, self.length = part, part.get_shape()[0]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        return self.part[slice(*where.indices(self.length)[:2])].astype(np.float32)
+
+
+class StoredDataset(AudioDataset):
+    """Stored features of a manifest, whole or cropped; `dataset[epoch, index]` is an `Item` with (F, …) as its wave.
+
+    Parameters are those of `AudioDataset`. A recording is filled (`tile`, `zero`) with frames, whole ones.
+    """
+
+    def __init__(self, manifest: Manifest, crop=None, seed: int = 0, crop_policy: str = "random", crop_label: str = "segments"):
+        super().__init__(manifest, crop, seed, crop_policy, crop_label)
+        rate = SAMPLE_RATE / yaml.safe_load((manifest.root / "features.yaml").read_text())["hop"]
+        self.cropped = dataclasses.replace(self.cropped, rate=rate)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, i = key
-        utt, label, fakes = self.utts[i], int(self.labels[i]), self.fakes.get(self.utts[i], np.zeros((0, 2)))
         with safe_open(self.paths[i], "numpy") as shard:
-            feats = shard.get_slice(utt)
-            total = feats.get_shape()[0]
-            n = total if self.crop is None else round(self.crop * self.rate)
-            start = int(utt_rng(utt, self.seed, epoch).integers(total - n + 1)) if total > n else 0
-            part = feats[start : start + n].astype(np.float32)
-        if total > n:
-            begin, end = start / self.rate, (start + n) / self.rate
-            label, fakes = crop_label(fakes, begin, end, label), crop_segments(fakes, begin, end)
-        return Item(utt, part, label, fakes)
+            return self.item(i, _OnDisk(shard.get_slice(self.utts[i])), epoch)
 
 # %% ../nbs/26_stored.ipynb #49c73770
-def open_dataset(manifest: Manifest, crop: float | None = None, seed: int = 0) -> AudioDataset:
+def open_dataset(
+    manifest: Manifest, crop: float | None = None, seed: int = 0, crop_policy: str = "random", crop_label: str = "segments"
+) -> AudioDataset:
     """The dataset of a manifest: `AudioDataset`, or `StoredDataset` if its files are shards of features."""
     shards_only = bool(manifest.utterances.path.str.endswith(".safetensors").all())
-    return (StoredDataset if shards_only else AudioDataset)(manifest, crop, seed)
+    return (StoredDataset if shards_only else AudioDataset)(manifest, crop, seed, crop_policy, crop_label)
 
 # %% ../nbs/26_stored.ipynb #9a1e8d9e
 class Stored(nn.Module):

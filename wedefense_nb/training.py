@@ -8,7 +8,6 @@ __all__ = ['FitConfig', 'lr_at', 'score', 'Run', 'FitResult', 'fit']
 # %% ../nbs/50_training.ipynb #e5719451
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +18,12 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from .batches import epoch_batches, eval_batches, loader, share
+from .batches import epoch_batches, eval_batches, loader, share, token_batches
 from .detector import Detector
 from .losses import set_progress
 from .manifest import Manifest, utt_rng
 from .policies import changing_loader, make_policy
-from .selection import average_weights, chosen_epochs, should_stop
+from .selection import average_weights, chosen_epochs, save_atomically, should_stop
 from .spectrum import spec_draws
 from .stored import open_dataset
 from .task import BONAFIDE, LABELS, SPOOF, equal_error, label_ids, operating_points, prior_log_odds
@@ -37,6 +36,9 @@ class FitConfig:
     epochs: int = 10
     batch_size: int = 16
     crop: float | None = 2.0  # seconds of each recording; None: whole recordings, bucketed by length
+    crop_policy: str = "random"  # what is cut off long recordings, and what fills short ones (chapter 14)
+    crop_label: str = "segments"  # class of a crop of a partial fake: by its segments, or keep the recording's
+    batch_seconds: float | None = None  # with crop None: seconds a batch with padding, in place of batch_size
     lr: float = 1e-3  # the peak
     warmup: float = 0.1  # share of all steps spent rising to the peak
     final_lr: float = 0.05  # share of the peak that is left at the end of the cosine
@@ -55,7 +57,7 @@ class FitConfig:
     seed: int = 0  # of everything random
 
 # %% ../nbs/50_training.ipynb #96d63c96
-def lr_at(step: int, total: int, config: FitConfig) -> float:
+def lr_at(step: float, total: int, config: FitConfig) -> float:
     """Learning rate of a step (0-based): a straight rise to `lr`, then half a cosine down to `final_lr * lr`."""
     rise = max(1, round(config.warmup * total))
     if step < rise:
@@ -120,12 +122,6 @@ def _step(model, optimizer, accelerator: Accelerator, batch, step: int, lr: floa
     return loss.item()
 
 # %% ../nbs/50_training.ipynb #ccbe7c60
-def _save_atomically(write, path: Path) -> None:
-    partial = path.with_name(f"partial-{path.name}")
-    write(partial)
-    os.replace(partial, path)
-
-
 def _resume(path: Path, identity: dict) -> dict | None:
     """State of an earlier run of the same settings and data in this folder, or None."""
     if not path.is_file():
@@ -153,14 +149,14 @@ class Run:
         self.config, self.accelerator, self.folder = config, accelerator, out / "checkpoints"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.train, self.dev, self.world = train, dev, accelerator.num_processes
-        self.data = open_dataset(train, config.crop, config.seed)
+        self.data = open_dataset(train, config.crop, config.seed, config.crop_policy, config.crop_label)
         self.policy = make_policy(config.augment, train, config.noise, config.seed)
         model.masks = self.policy.masks
-        self.total = config.epochs * len(self.batches(0))
+        self.steps = len(self.batches(0))  # of batches by seconds, other epochs have a few more or less
         self.identity = _identity(model, train, dev, config, self.world)
         model.class_weights.copy_(torch.tensor(config.class_weights))
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.state = {"identity": self.identity, "step": 0, "seen": [0, 0], "history": [], "loss": 0.0}
+        self.state = {"identity": self.identity, "step": 0, "done": 0, "seen": [0, 0], "history": [], "loss": 0.0}
         old = _resume(self.folder / "last.pt", self.identity)
         if old:
             model.load_state_dict(old["model"])
@@ -181,7 +177,12 @@ class Run:
     def batches(self, epoch: int) -> list:
         """This process's share of an epoch."""
         c = self.config
-        plan = epoch_batches(self.train, c.batch_size, epoch, c.seed, c.balance, bucket=c.crop is None)
+        if c.batch_seconds is None:
+            plan = epoch_batches(self.train, c.batch_size, epoch, c.seed, c.balance, bucket=c.crop is None)
+        elif c.crop is None:
+            plan = token_batches(self.train, c.batch_seconds, epoch, c.seed, c.balance)
+        else:
+            raise ValueError(f"batch_seconds {c.batch_seconds} is for whole recordings, and crop is {c.crop}: unset one")
         return share(plan, self.accelerator.process_index, self.world)
 
     def save(self) -> None:
@@ -189,7 +190,7 @@ class Run:
         if self.accelerator.is_main_process:
             plain = self.accelerator.unwrap_model(self.model)
             state = self.state | {"model": plain.state_dict(), "optimizer": self.optimizer.state_dict()}
-            _save_atomically(lambda path: torch.save(state, path), self.folder / "last.pt")
+            save_atomically(lambda path: torch.save(state, path), self.folder / "last.pt")
         self.accelerator.wait_for_everyone()
 
     def file(self, epoch: int) -> Path:
@@ -208,33 +209,35 @@ def _training_batches(run: Run, plan: list):
 def _train_epoch(run: Run, bar: tqdm) -> None:
     """The rest of the current epoch, from wherever `run.state` says."""
     state, config, plan = run.state, run.config, run.batches(run.epoch)
-    done = state["step"] - run.epoch * len(plan)
     plain = run.accelerator.unwrap_model(run.model.train())
-    for batch in _training_batches(run, plan[done:]):
-        lr = lr_at(state["step"], run.total, config)
-        set_progress(plain, state["step"] / run.total)  # margins of the head may grow with it
+    total = config.epochs * run.steps
+    for batch in _training_batches(run, plan[state["done"] :]):
+        at = run.epoch * run.steps + state["done"] * run.steps / len(plan)  # as if all epochs were as long as the first
+        lr = lr_at(at, total, config)
+        set_progress(plain, at / total)  # margins of the head may grow with it
         draws = spec_draws(batch.utts, config.seed, run.epoch) if run.policy.masks else None
         loss = _step(run.model, run.optimizer, run.accelerator, batch, state["step"], lr, config, draws)
-        state["step"], state["loss"] = state["step"] + 1, state["loss"] + loss
+        state["step"], state["done"], state["loss"] = state["step"] + 1, state["done"] + 1, state["loss"] + loss
         state["seen"] = [n + int((batch.labels == c).sum()) for c, n in zip((SPOOF, BONAFIDE), state["seen"], strict=True)]
         run.accelerator.log({"train/loss": loss, "train/lr": run.optimizer.param_groups[0]["lr"]}, state["step"])
         bar.update()
-        if state["step"] % config.save_every == 0 and state["step"] % len(plan):
+        if state["step"] % config.save_every == 0 and state["done"] < len(plan):
             run.save()
 
 # %% ../nbs/50_training.ipynb #1d1a9337
 def _end_epoch(run: Run, bar: tqdm) -> None:
     """Score dev, note the epoch, keep its weights."""
-    state, accelerator, steps = run.state, run.accelerator, len(run.batches(run.epoch))
+    state, accelerator = run.state, run.accelerator
     table = score(run.model, run.dev, run.config.batch_size, accelerator, run.config.workers, progress=False)
     rate = equal_error(*operating_points(table.score, label_ids(table.label))[1:])
     lr = run.optimizer.param_groups[0]["lr"]
-    row = {"epoch": run.epoch, "train_loss": state["loss"] / steps, "dev_eer": rate, "lr": lr}
+    row = {"epoch": run.epoch, "train_loss": state["loss"] / state["done"], "dev_eer": rate, "lr": lr}
     if accelerator.is_main_process:
         weights = accelerator.unwrap_model(run.model).state_dict()
-        _save_atomically(lambda p: save_file({k: v.contiguous().cpu() for k, v in weights.items()}, p), run.file(run.epoch))
+        save_atomically(lambda p: save_file({k: v.contiguous().cpu() for k, v in weights.items()}, p), run.file(run.epoch))
     accelerator.log({"dev/eer": rate}, state["step"])
-    state["history"], state["loss"] = [*state["history"], row], 0.0
+    state["history"], state["loss"], state["done"] = [*state["history"], row], 0.0, 0
+    bar.total = state["step"] + (run.config.epochs - run.epoch) * run.steps
     run.save()
     keep = chosen_epochs(run.dev_eers, run.config.average, run.config.average_by) + chosen_epochs(run.dev_eers, 1)
     for epoch in set(range(run.epoch)) - set(keep):
@@ -269,7 +272,7 @@ def fit(model: Detector, train: Manifest, dev: Manifest, config: FitConfig = Fit
     if run.state["step"] == 0:
         run.save()  # from now on the folder's state counts, also the first weights
     accelerator.init_trackers("logs")
-    with tqdm(total=run.total, initial=run.state["step"], desc="train", unit="step", **_bar(accelerator)) as bar:
+    with tqdm(total=config.epochs * run.steps, initial=run.state["step"], desc="train", unit="step", **_bar(accelerator)) as bar:
         while run.epoch < config.epochs and not should_stop(run.dev_eers, config.patience):
             _train_epoch(run, bar)
             _end_epoch(run, bar)
