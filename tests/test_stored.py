@@ -113,14 +113,32 @@ def test_policies_are_those_of_sound(tiny, few, tmp_path):
 def test_only_the_crop_is_read(tiny, few, tmp_path, monkeypatch):
     import wedefense_nb.stored as module
 
-    read, old = [], module._OnDisk.__getitem__
+    read, opened = [], module.safe_open
 
-    def spy(self, where):
-        read.append(old(self, where))
-        return read[-1]
+    class Spy:
+        def __init__(self, part):
+            self.part, self.get_shape = part, part.get_shape
 
-    monkeypatch.setattr(module._OnDisk, "__getitem__", spy)
+        def __getitem__(self, where):
+            read.append(self.part[where])
+            return read[-1]
+
+    class File:
+        def __init__(self, *args):
+            self.file = opened(*args)
+
+        def __enter__(self):
+            self.inside = self.file.__enter__()
+            return self
+
+        def __exit__(self, *args):
+            return self.file.__exit__(*args)
+
+        def get_slice(self, name):
+            return Spy(self.inside.get_slice(name))
+
     stored = extract(Upstream(tiny), few, tmp_path)
+    monkeypatch.setattr(module, "safe_open", File)
     open_dataset(stored, 0.1)[0, 0]
     open_dataset(stored)[0, 0]
     assert [len(x) for x in read] == [5, len(open_dataset(stored)[0, 0].wave)]

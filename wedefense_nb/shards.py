@@ -252,9 +252,12 @@ class ShardStream(IterableDataset):
     def item(self, x: dict) -> Item:
         """A decoded, cropped recording."""
         about, fakes = x["utterance"], [(s["start"], s["end"]) for s in x["segments"] if s["label"] == "spoof"]
-        wave, _ = load(f"{x['key']} in a shard", data=x["sound"]())
-        item = Item(about["utt"], wave, int(label_ids([about["label"]])[0]), np.array(fakes, dtype=float).reshape(-1, 2))
-        return self.crop(item, self.epoch) if self.crop else item
+
+        def read(place=None):
+            return load(f"{x['key']} in a shard", data=x["sound"](), place=place)[0]
+
+        item = Item(about["utt"], read, int(label_ids([about["label"]])[0]), np.array(fakes, dtype=float).reshape(-1, 2))
+        return self.crop(item, self.epoch) if self.crop else item._replace(wave=read())
 
     def __iter__(self) -> Iterator[Batch | None]:
         worker = get_worker_info()

@@ -9,6 +9,7 @@ __all__ = ['shards', 'describe', 'extract', 'StoredDataset', 'open_dataset', 'St
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .audio import SAMPLE_RATE
-from .batches import AudioDataset, Batch, Item, eval_batches, loader
+from .batches import AudioDataset, Batch, eval_batches, loader
 from .manifest import Manifest, ManifestError
 
 # %% ../nbs/26_stored.ipynb #972745d1
@@ -83,19 +84,6 @@ def _note_manifest(manifest: Manifest, plan: list, folder: Path) -> Manifest:
     return made
 
 # %% ../nbs/26_stored.ipynb #f92018cb
-class _OnDisk:
-    """An array of a file, of which only what is cut out is read."""
-
-    def __init__(self, part):
-        self.part, self.length = part, part.get_shape()[0]
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, where: slice) -> np.ndarray:
-        return self.part[slice(*where.indices(self.length)[:2])].astype(np.float32)
-
-
 class StoredDataset(AudioDataset):
     """Stored features of a manifest, whole or cropped; `dataset[epoch, index]` is an `Item` with (F, …) as its wave.
 
@@ -107,10 +95,13 @@ class StoredDataset(AudioDataset):
         rate = SAMPLE_RATE / yaml.safe_load((manifest.root / "features.yaml").read_text())["hop"]
         self.cropped = dataclasses.replace(self.cropped, rate=rate)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, i = key
+    def read(self, i: int, place: Callable | None = None) -> np.ndarray:
+        """The features of a recording, or the frames that `place` asks for."""
         with safe_open(self.paths[i], "numpy") as shard:
-            return self.item(i, _OnDisk(shard.get_slice(self.utts[i])), epoch)
+            feats = shard.get_slice(self.utts[i])
+            total = feats.get_shape()[0]
+            start, stop = place(total) if place else (0, total)
+            return feats[start:stop].astype(np.float32)
 
 # %% ../nbs/26_stored.ipynb #49c73770
 def open_dataset(
