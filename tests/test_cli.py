@@ -294,6 +294,7 @@ def test_corpora_are_listed_and_prepared(tmp_path):
     root, out = tree("partialspoof", tmp_path / "ps"), tmp_path / "out"
     done = command("prepare", "partialspoof", root, out, "-o", "resolution=0.16")
     assert done.returncode == 0 and "5 utterances, 4 segments" in done.stdout and "2580" in done.stdout, done.stderr
+    assert "train bonafide: published 2,580, found 1; spoof: published 22,800, found 2\n" in done.stdout
     m = Manifest.read(out)  # files=True: every recording is found from anywhere
     assert len(m) == 5 and (out / "report.csv").read_text().startswith("problem,path,detail")
     assert pd.read_csv(out / "counts.csv").published.max() == 63882

@@ -13,7 +13,7 @@ import pytest
 from wedefense_nb.audio import save
 from wedefense_nb.corpora import CORPORA, CorpusError, CorpusWarning, parser, prepare, read_headers, scan, survey
 from wedefense_nb.manifest import Manifest, ManifestError
-from wedefense_nb.parsers.asvspoof import counts, enrolment, read_fields, track2
+from wedefense_nb.parsers.asvspoof import counts, enrolment, read_fields, track2, verdict
 from wedefense_nb.parsers.partial import RESOLUTIONS, segment_labels, segments_from_labels
 
 from .trees import LISTS, SEGMENTS_PS, frames, lists, sound, tree
@@ -294,8 +294,61 @@ def test_counts_agree_with_the_published_ones(tmp_path):
     write_full_2019(tmp_path / "short", skip=3)
     table = counts(prepare("asvspoof2019_la", tmp_path / "short", files=False), "asvspoof2019_la")
     assert table.difference["train", "bonafide"] == -3 and table.difference["eval", "A19"] == 0
+    assert verdict(table)[2] == "train bonafide: published 2,580, found 2,577"
     m = prepare("in_the_wild", lists("in_the_wild", tmp_path / "w"), files=False)
     assert counts(m, "in_the_wild").difference["eval", "spoof"] == 2 - 11816
+
+
+def made(rows: dict[tuple[str, str], int], attack: str = "") -> Manifest:
+    """A manifest with so many rows of each (split, label)."""
+    keys = [key for key, n in rows.items() for _ in range(n)]
+    split, label = ([key[i] for key in keys] for i in (0, 1))
+    u = pd.DataFrame({"utt": [f"u{i}" for i in range(len(keys))], "label": label, "split": split})
+    attacks = [attack if x == S else "" for x in label]
+    return Manifest(u.assign(path="x", speaker="", attack=attacks, codec="", duration=np.nan, sample_rate=0))
+
+
+def test_verdict_on_made_rows():
+    rows = {("eval", B): 19_963, ("eval", S): 11_816}
+    assert verdict(counts(made(rows), "in_the_wild")) == ["eval: as published"]
+    short = rows | {("eval", S): 11_815}
+    assert verdict(counts(made(short), "in_the_wild")) == ["eval spoof: published 11,816, found 11,815"]
+    only = counts(made({("eval", B): 5}), "in_the_wild")  # a class that is not there at all
+    assert verdict(only) == ["eval bonafide: published 19,963, found 5; spoof: published 11,816, found 0"]
+    split = {("dev", B): 10_000, ("dev", S): 7_823, ("train", S): 1}  # classes not counted apart; eval is not prepared
+    table = counts(made(split), "add2023_track2")
+    assert verdict(table) == ["dev: as published", "train all: published 53,093, found 1"] and len(table) == 5
+    assert verdict(counts(made({("", S): 117_985, ("", B): 7}, "ljspeech_melgan"), "wavefake")) == ["all: as published"]
+    assert verdict(counts(made(rows), "mlaad")) == [] and counts(made(rows), "mlaad").published.isna().all()
+
+
+PUBLISHED = {  # split: bona fide and spoof, or both together
+    "asvspoof2019_la": {"train": (2580, 22800), "dev": (2548, 22296), "eval": (7355, 63882)},
+    "partialspoof": {"train": (2580, 22800), "dev": (2548, 22296), "eval": (7355, 63882)},
+    "asvspoof2021_la": {"eval": (14816, 133360)}, "asvspoof2021_df": {"eval": (14869, 519059)},
+    "asvspoof5": {"train": (18797, 163560), "dev": (31334, 109616), "eval": (138688, 542086)},
+    "in_the_wild": {"eval": (19963, 11816)}, "add2023_track2": {"train": 53093, "dev": 17823, "eval": 50000},
+    "lav_df": {"train": 78703, "dev": 31501, "eval": 26100}, "llamapartialspoof": {"eval": 76228 + 64388},
+    "codecfake": {"train": 740747, "dev": 92596}, "wavefake": {"": (None, 117985)},
+}  # fmt: skip
+SUMS = {"asvspoof2019_la": 25380 + 24844 + 71237, "partialspoof": 25380 + 24844 + 71237, "asvspoof2021_la": 148176,
+        "asvspoof2021_df": 533928, "asvspoof5": 182357 + 140950 + 680774, "in_the_wild": 31779, "add2023_track2": 120916,
+        "lav_df": 136304, "llamapartialspoof": 140616}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_totals(name):
+    card, want = CORPORA[name], {}
+    for split, n in PUBLISHED.get(name, {}).items():
+        want |= {(split, "all"): n} if isinstance(n, int) else {(split, B): n[0], (split, S): n[1]}
+    totals = {key: n for key, n in card.published.items() if key[1] in (B, S, "all")}
+    assert totals == {key: n for key, n in want.items() if n is not None}
+    if name in SUMS:
+        assert sum(totals.values()) == SUMS[name]
+        assert SUMS[name] == (card.trials or card.bonafide + card.spoof)
+    for split in {split for split, _ in card.published}:
+        attacks = [n for (s, of), n in card.published.items() if s == split and of not in (B, S, "all")]
+        assert not attacks or sum(attacks) == card.published[split, S]
 
 
 # Segments

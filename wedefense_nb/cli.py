@@ -20,7 +20,10 @@ import typer
 # %% ../nbs/94_cli.ipynb #12da2846
 app = typer.Typer(help="Detect fake speech: corpora, recipes, scores.", no_args_is_help=True,
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")  # fmt: skip
-Param = Annotated[list[str] | None, typer.Option("-p", "--param", metavar="NAME VALUE", help="Set a parameter; repeat.")]
+Param = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--param", metavar="NAME VALUE", help="Set a parameter; repeat. `run detection --parameters` lists them."),
+]
 
 
 @app.command(epilog="Example: `wedefense-nb run detection -f params/data_samples/resnet18.yaml -p epochs 5`")

@@ -47,7 +47,7 @@ class Corpus(NamedTuple):
     bonafide: int | None = None  # recordings
     spoof: int | None = None
     trials: int | None = None  # where the classes are not counted apart
-    published: Mapping = {}  # (split, label or attack): number of trials
+    published: Mapping = {}  # (split, label, attack or "all"): number of trials
 
 # %% ../nbs/12_corpora.ipynb #0be19db8
 _PARSERS: dict[str, Callable[..., "Listing"]] = {}

@@ -43,6 +43,13 @@ def download(
     typer.echo(download(name, folder, mirror, only, extract).to_string(index=False))
 
 # %% ../../nbs/95_data_commands.ipynb #e61c114b
+def _parser_options(pairs: list[str]) -> dict:
+    """Values as YAML reads them, of texts NAME=VALUE."""
+    import yaml
+
+    return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+
+# %% ../../nbs/95_data_commands.ipynb #a2c29ee5
 @app.command(epilog="Example: `wedefense-nb prepare asvspoof2019_la /data/LA manifests/la`")
 def prepare(
     name: Annotated[str, typer.Argument(help="Name of a corpus, see `wedefense-nb corpora`.")],
@@ -54,18 +61,17 @@ def prepare(
     option: Annotated[list[str] | None, typer.Option("-o", "--option", help="NAME=VALUE for the corpus's parser.")] = None,
 ):
     """Read any corpus from its owners' files: manifest, report of what does not fit, counts."""
-    import yaml
-
     from wedefense_nb.corpora import CorpusError, survey
-    from wedefense_nb.parsers.asvspoof import counts
+    from wedefense_nb.parsers.asvspoof import counts, verdict
 
-    options = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in option or [])}
-    m, problems = survey(name, root, durations, files, **options)
+    m, problems = survey(name, root, durations, files, **_parser_options(option or []))
     out.mkdir(parents=True, exist_ok=True)
     problems.to_csv(out / "report.csv", index=False)
     table = counts(m, name)
     table.to_csv(out / "counts.csv")
-    typer.echo(table.to_string(na_rep="") if len(table) <= 60 else f"{len(table)} rows of counts: {out / 'counts.csv'}")
+    short = table if len(table) <= 60 else table[~table.index.isin(m.utterances.attack, level="of")]
+    typer.echo(short.to_string(na_rep=""))
+    typer.echo("\n".join(verdict(table)) or "no published numbers to compare with")
     for what, group in problems.groupby("problem"):
         typer.echo(f"{len(group)} {what}, first: {group.path.iloc[0]} ({group.detail.iloc[0]})", err=True)
     if strict and len(problems):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEY', 'LA_2019', 'SCORED', 'V5', 'V5_COUNTS', 'find_root', 'read_fields', 'to_labels', 'agree', 'each_list', 'rows',
            'joined', 'asvspoof2019_la', 'asvspoof2021_la', 'asvspoof2021_df', 'asvspoof5', 'track2', 'enrolment',
-           'counts']
+           'counts', 'verdict']
 
 # %% ../../nbs/16_asvspoof.ipynb #a3a9bcfe
 import csv
@@ -233,14 +233,24 @@ def counts(m: Manifest, name: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Index split and `of` (a label or an attack); columns `trials`, `published`, `difference` (<NA>: not published).
+        Index split and `of` (a label, an attack, or "all" where the classes were not counted apart); columns `trials`,
+        `published`, `difference` (<NA>: not published).
     """
-    u = m.utterances
+    u, published = m.utterances, pd.Series(dict(CORPORA[name].published), dtype="Int64")
+    published = published[[split in set(u.split) for split, _ in published.index]]
+    whole = u[u.split.isin([split for split, of in published.index if of == "all"])].assign(of="all")
     parts = [u.groupby(["split", "label"]).size(), u[u.attack != ""].groupby(["split", "attack"]).size()]
-    found = pd.concat([p.rename_axis(["split", "of"]) for p in parts])
-    published = pd.Series(dict(CORPORA[name].published), dtype="Int64")
-    splits = set(u.split)
-    published = published[[i for i in published.index if i[0] in splits]]
+    parts = [p.rename_axis(["split", "of"]) for p in (*parts, whole.groupby(["split", "of"]).size())]
+    found = pd.concat([p for p in parts if len(p)])
     both = found.index if published.empty else found.index.union(published.index)
     table = pd.DataFrame({"trials": found.reindex(both, fill_value=0), "published": published.reindex(both)})
     return table.assign(difference=table.trials - table.published).rename_axis(["split", "of"])
+
+# %% ../../nbs/16_asvspoof.ipynb #50debe97
+def verdict(table: pd.DataFrame) -> list[str]:
+    """One line for each split of `counts` with a published number: "train: as published", or which numbers differ."""
+    lines = []
+    for split, t in table[table.published.notna()].groupby("split"):
+        off = [f"{r.Index[1]}: published {r.published:,}, found {r.trials:,}" for r in t.itertuples() if r.difference]
+        lines.append(f"{split or 'all'}: as published" if not off else f"{split or 'all'} {'; '.join(off)}")
+    return lines

@@ -167,6 +167,7 @@ def had(root: Path) -> Listing:
 
 
 @parser("add2023_track2", title="ADD 2023 Track 2", task="localization", licence="by request", trials=120916,
+        published={("train", "all"): 53093, ("dev", "all"): 17823, ("eval", "all"): 50000},
         sources="AISHELL-3 and others", url="http://addchallenge.cn", good_for="replaced stretches, Mandarin")  # fmt: skip
 def add2023_track2(root: Path) -> Listing:
     """ADD 2023, manipulation region location; the test set has no labels."""
@@ -194,7 +195,7 @@ def _llama_line(number: int, line: str, path: Path) -> tuple[dict, list[dict]]:
 
 # %% ../../nbs/17_partial.ipynb #ec76cd39
 @parser("llamapartialspoof", title="LlamaPartialSpoof", task="localization", licence="CC BY 4.0", sources="LibriTTS",
-        url="https://zenodo.org/records/14214149", hours=130, trials=140616,
+        url="https://zenodo.org/records/14214149", hours=130, trials=140616, published={("eval", "all"): 140616},
         good_for="evaluation only: full and partial fakes by recent synthesizers")  # fmt: skip
 def llamapartialspoof(root: Path) -> Listing:
     """LlamaPartialSpoof, both releases."""
@@ -224,6 +225,7 @@ def _tile(periods, duration: float) -> list[tuple[float, float, str]]:
 
 @parser("lav_df", title="LAV-DF (sound)", task="localization", licence="CC BY-NC 4.0 and terms", sources="VoxCeleb2",
         url="https://github.com/ControlNet/LAV-DF", trials=136304,
+        published={("train", "all"): 78703, ("dev", "all"): 31501, ("eval", "all"): 26100},
         good_for="replaced words in videos; use the sound track")  # fmt: skip
 def lav_df(root: Path) -> Listing:
     """LAV-DF: spoof means that the sound was modified."""

@@ -118,6 +118,7 @@ def _sounds(base: Path, pattern: str, folders) -> pd.DataFrame:
 # %% ../../nbs/18_wild.ipynb #c74802db
 @parser("wavefake", title="WaveFake and LJSpeech", task="detection", licence="unconfirmed; LJSpeech public domain",
         sources="LJSpeech, JSUT", url="https://zenodo.org/records/5642694", hours=196, bonafide=13100, spoof=117985,
+        published={("", "spoof"): 117985},
         good_for="copies by GAN vocoders; one real voice in English, so never alone")  # fmt: skip
 def wavefake(root: Path) -> Listing:
     """WaveFake; bona fide are LJSpeech-1.1 and jsut_ver1.1 where they lie beside it."""
@@ -175,6 +176,7 @@ def rirs_noises(root: Path) -> Listing:
 # %% ../../nbs/18_wild.ipynb #5e2452aa
 @parser("codecfake", title="Codecfake", task="detection", licence="CC BY-NC-ND 4.0", sources="VCTK, AISHELL-3",
         url="https://github.com/xieyuankun/Codecfake", bonafide=132277, spoof=925939,
+        published={("train", "all"): 740747, ("dev", "all"): 92596},
         good_for="fakes by neural codecs, the back end of speaking language models")  # fmt: skip
 def codecfake(root: Path) -> Listing:
     """Codecfake; `condition` is the test set (C1 to C7, A1 to A3)."""
