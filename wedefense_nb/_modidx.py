@@ -1347,4 +1347,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'wedefense_nb.warping.moved_batch': ('warping.html#moved_batch', 'wedefense_nb/warping.py'),
                                       'wedefense_nb.warping.scale_segments': ('warping.html#scale_segments', 'wedefense_nb/warping.py'),
                                       'wedefense_nb.warping.speed': ('warping.html#speed', 'wedefense_nb/warping.py'),
-                                      'wedefense_nb.warping.stretch': ('warping.html#stretch', 'wedefense_nb/warping.py')}}}
+                                      'wedefense_nb.warping.stretch': ('warping.html#stretch', 'wedefense_nb/warping.py')},
+            'wedefense_nb.zoo': { 'wedefense_nb.zoo.needs_upstream': ('zoo.html#needs_upstream', 'wedefense_nb/zoo.py'),
+                                  'wedefense_nb.zoo.noise': ('zoo.html#noise', 'wedefense_nb/zoo.py'),
+                                  'wedefense_nb.zoo.specimen': ('zoo.html#specimen', 'wedefense_nb/zoo.py')}}}
