@@ -1,7 +1,7 @@
 """Time and peak memory of every registered detector: `python benchmarks/models.py [--models a b] [--batch 1 32] ...`
 
 One forward pass (evaluation) and one training step (forward, loss, backward, AdamW) on recordings of 4 s, the best of
-`--repeats` after one that does not count (of one, if a call takes more than 10 s). Each
+`--repeats` after one that does not count (the first call itself, if it takes more than 10 s). Each
 measurement runs in a process of its own, so that peak memory is its own: on a CPU what the process grew by, on a GPU what
 torch allocated. The real-time factor is the forward time over the duration of the batch. What does not fit in memory says
 so in its row. SSL back ends hear stored features of a large network (1024 numbers, 25 states, 50 frames/s), so the back
@@ -88,9 +88,10 @@ def measure(args, name: str, batch: int, what: str) -> dict:
             with torch.no_grad():
                 call(wave, lengths)
 
-    first = seconds(step, device)  # a warm-up
-    ms = 1e3 * best(step, args.repeats if first < 10 else 1, warm=0, device=device)
-    return {f"{what} ms": ms, f"{what} MB": peak_memory(device) - before}
+    took = seconds(step, device)  # a warm-up, unless it takes so long that its share does not matter
+    if took < 10 or what == "compile":
+        took = best(step, args.repeats, warm=0, device=device)
+    return {f"{what} ms": 1e3 * took, f"{what} MB": peak_memory(device) - before}
 
 
 def in_own_process(args, name: str, batch: int, what: str) -> dict:
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--forward-only", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--upstream", choices=["base", "large"], help="a network before the SSL back ends; default: stored features")
+    parser.add_argument("--upstream", choices=["base", "large"], help="a network before SSL back ends; default: stored features")
     parser.add_argument("--out", type=Path, help="a CSV file for the table")
     parser.add_argument("--attention", action="store_true", help="only the pair scores")
     args = parser.parse_args()
