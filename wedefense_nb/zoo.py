@@ -153,7 +153,7 @@ def features(model: Detector, seconds: float) -> tuple[Tensor, Tensor]:
     return model.front(*noise(model, seconds))
 
 
-def field(model: Detector, lengths=(1.5, 6.0)) -> float:
+def field(model: Detector, lengths=(0.75, 3.0)) -> float:
     """Seconds of features that one frame after the backbone depends on; infinite if it sees the longest recording whole.
 
     What the front end adds (its window, a mean over the recording, a transformer) is not counted.
