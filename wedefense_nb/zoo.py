@@ -279,5 +279,5 @@ def plot_costs(table: pd.DataFrame, ax=None):
         placed.append((x, height))
         ends = {"xy": (10**x, 10**y), "xytext": (10 ** (x + 0.06), 10**height)}
         ax.annotate(name, **ends, fontsize=8, va="center", arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.5})
-    ax.legend(loc="lower left")
+    ax.legend(loc="center left")
     return ax
