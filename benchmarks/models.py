@@ -1,19 +1,29 @@
 """Time and peak memory of every registered detector: `python benchmarks/models.py [--models a b] [--batch 1 32] ...`
 
-One forward pass (evaluation) and one training step (forward, loss, backward, AdamW) on recordings of 4 s. Each
+One forward pass (evaluation) and one training step (forward, loss, backward, AdamW) on recordings of 4 s, the best of
+`--repeats` after one that does not count (the first call itself, if it takes more than 10 s). Each
 measurement runs in a process of its own, so that peak memory is its own: on a CPU what the process grew by, on a GPU what
-torch allocated. The real-time factor is the forward time over the duration of the batch. `--compile` adds the forward pass
-under torch.compile, beside eager. `--seconds 60` shows that long recordings run in bounded memory. `--attention` compares
-AASIST's pair scores with the literal version, which makes the (N, N, D) tensor of all pairs, at equal outputs.
+torch allocated. The real-time factor is the forward time over the duration of the batch. What does not fit in memory says
+so in its row. SSL back ends hear stored features of a large network (1024 numbers, 25 states, 50 frames/s), so the back
+end alone is timed; `--upstream base` or `large` puts a frozen network of that size with random weights before them.
+`--compile` adds the forward pass under torch.compile, beside eager. `--seconds 60` shows that long recordings run in
+bounded memory. `--out table.csv` writes the table, row by row. `--attention` compares AASIST's pair scores with the literal
+version, which makes the (N, N, D) tensor of all pairs, at equal outputs.
 """
 
 import argparse
 import multiprocessing
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import torch
-from timing import best
+from timing import best, seconds
+
+NO_MEMORY = "out of memory"
 
 
 def status(field: str) -> float:
@@ -36,64 +46,90 @@ def peak_memory(device: str) -> float:
     return torch.cuda.max_memory_allocated() / 1e6 if device != "cpu" else status("VmHWM")
 
 
-def measure(name: str, batch: int, what: str, device: str, seconds: float, repeats: int, threads: int) -> dict:
-    """One row's numbers; `what` is forward, train or compile. Runs in a fresh process."""
-    from wedefense_nb.detector import build
+def limit_memory() -> None:
+    """An allocation beyond what the machine has free now fails, instead of ending some process, perhaps another's."""
+    line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable"))
+    allowed = round(0.8 * 1024 * int(line.split()[1]) + 1e6 * status("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
 
-    torch.set_num_threads(threads)
+
+def make(name: str, upstream: str | None) -> torch.nn.Module:
+    """The detector; a back end reads stored features, or a network of the size `upstream` with random weights."""
+    from wedefense_nb.zoo import ENCODER_SIZES, needs_upstream, specimen
+
+    network = {"upstream": asdict(ENCODER_SIZES[upstream])} if upstream and needs_upstream(name) else {}
+    return specimen(name, **network)
+
+
+def measure(args, name: str, batch: int, what: str) -> dict:
+    """One row's numbers; `what` is forward, train or compile. Runs in a fresh process."""
+    from wedefense_nb.zoo import noise
+
+    device = args.device
+    if device == "cpu":
+        limit_memory()
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = build(name).to(device)
-    n = round(16000 * seconds)
-    wave, lengths = 0.1 * torch.randn(batch, n, device=device), torch.full((batch,), n, device=device)
+    model = make(name, args.upstream).to(device)
+    wave, lengths = (x.to(device) for x in noise(model, args.seconds, batch))
     labels = torch.arange(batch, device=device) % 2
     before = start_memory(device)
     if what == "train":
-        if batch == 1:  # statistics over one value a channel do not exist: a batch of two halves
-            wave, lengths, labels = wave.view(2, -1), torch.full((2,), n // 2, device=device), torch.arange(2, device=device)
-        optimizer = torch.optim.AdamW(model.train().parameters())
+        optimizer = torch.optim.AdamW(p for p in model.train().parameters() if p.requires_grad)
 
         def step():
             model(wave, lengths, labels).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     else:
-        model.eval()
         call = torch.compile(model) if what == "compile" else model
 
         def step():
             with torch.no_grad():
                 call(wave, lengths)
 
-    ms = 1e3 * best(step, repeats, device=device)
-    return {f"{what} ms": ms, f"{what} MB": peak_memory(device) - before}
+    took = seconds(step, device)  # a warm-up, unless it takes so long that its share does not matter
+    if took < 10 or what == "compile":
+        took = best(step, args.repeats, warm=0, device=device)
+    return {f"{what} ms": 1e3 * took, f"{what} MB": peak_memory(device) - before}
 
 
-def in_own_process(*args) -> dict:
+def in_own_process(args, name: str, batch: int, what: str) -> dict:
     """`measure` in a fresh process; what goes wrong there is said in the row."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.apply(measure, args)
-        except (RuntimeError, MemoryError) as error:
-            return {f"{args[2]} ms": str(error).splitlines()[0][:40]}
+            return pool.submit(measure, args, name, batch, what).result()
+        except (MemoryError, torch.OutOfMemoryError, BrokenProcessPool):
+            return {f"{what} ms": NO_MEMORY}
+        except RuntimeError as error:
+            text = str(error).splitlines()[0]
+            return {f"{what} ms": NO_MEMORY if "allocate memory" in str(error) else text[:60]}
+
+
+def ratio(a, b) -> float | None:
+    """a / b, or nothing where one of them is a word."""
+    return a / b if isinstance(a, float) and isinstance(b, float) else None
 
 
 def models(args) -> pd.DataFrame:
     """The table of detectors."""
-    from wedefense_nb.detector import build, names
+    from wedefense_nb.detector import names
 
+    kinds = ["forward"] + ["train"] * (not args.forward_only) + ["compile"] * args.compile
     rows = []
     for name in args.models or names():
-        size = sum(p.numel() for p in build(name).parameters())
+        size = sum(p.numel() for p in make(name, args.upstream).parameters())
         for batch in args.batch:
             row = {"model": name, "parameters": size, "batch": batch}
-            for what in ["forward", "train"] * (not args.forward_only) or ["forward"]:
-                row |= in_own_process(name, batch, what, args.device, args.seconds, args.repeats, args.threads)
+            for what in kinds:
+                row |= in_own_process(args, name, batch, what)
+            row["real-time factor"] = ratio(row["forward ms"], 1e3 * args.seconds * batch)
             if args.compile:
-                row |= in_own_process(name, batch, "compile", args.device, args.seconds, args.repeats, args.threads)
-                row["eager / compiled"] = row["forward ms"] / row["compile ms"]
-            row["real-time factor"] = row["forward ms"] / (1e3 * args.seconds * batch)
+                row["eager / compiled"] = ratio(row["forward ms"], row["compile ms"])
             rows.append(row)
             print(pd.DataFrame(rows[-1:]).round(4).to_string(index=False), flush=True)
+            if args.out:
+                pd.DataFrame(rows).to_csv(args.out, index=False)
     return pd.DataFrame(rows)
 
 
@@ -136,12 +172,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--forward-only", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--upstream", choices=["base", "large"], help="a network before SSL back ends; default: stored features")
+    parser.add_argument("--out", type=Path, help="a CSV file for the table")
     parser.add_argument("--attention", action="store_true", help="only the pair scores")
     args = parser.parse_args()
     device = torch.cuda.get_device_name() if args.device != "cpu" else f"CPU, {args.threads} threads"
     print(f"{device}, torch {torch.__version__}")
     table = attention(args) if args.attention else models(args)
-    print(table.round(3).to_string(index=False))
+    print(table.round(4).to_string(index=False))
+    if args.out:
+        table.to_csv(args.out, index=False)
 
 
 if __name__ == "__main__":

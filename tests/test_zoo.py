@@ -7,6 +7,8 @@ import functools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from wedefense_nb.detector import build, load_model, names, save_model
 
@@ -30,6 +32,13 @@ each_model = pytest.mark.parametrize("name", ZOO)
 # torch.export of what follows the front end, and why it does not work where it does not.
 PACKED = "pack_padded_sequence sorts by lengths and needs their values"
 NO_EXPORT = {name: PACKED for name in ("lcnn_lstm", "wedefense_lcnn_lstm", "rawnet2", "rawnet2_2019")}
+
+
+# The same names for torch.compile in one graph; in several graphs they compile too.
+NO_GRAPH = NO_EXPORT
+
+# Largest tensor of 60 s in MB where it is more than 200: AASIST's maps, 32 channels of 24 bands at 5333 steps a second.
+LARGEST_MB = {"aasist": 1000, "aasist_l": 1000}
 
 
 def fresh(name):
@@ -146,11 +155,41 @@ def test_less_than_a_frame_is_refused(name):
     assert shortest(name) <= 1100
 
 
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.megabytes = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [x.untyped_storage().nbytes() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        self.megabytes = max([self.megabytes, *(size / 1e6 for size in sizes)])
+        return out
+
+
+def largest_tensor(net, seconds):
+    n = 16000 * seconds
+    with torch.no_grad(), Largest() as seen:
+        assert torch.isfinite(net(noise(1, n), torch.tensor([n]))).all()
+    return seen.megabytes
+
+
 @each_model
-def test_long_recordings_run(name):  # pitfalls 42, 46
-    n = 16000 * 20
-    with torch.no_grad():
-        assert torch.isfinite(model(name)(noise(1, n), torch.tensor([n]))).all()
+def test_a_minute_runs_in_bounded_memory(name):  # pitfalls 42, 46
+    """No tensor beyond a stated size, and none that grows faster than the recording (a square would be 16 times)."""
+    short, long = largest_tensor(model(name), 15), largest_tensor(model(name), 60)
+    assert long <= LARGEST_MB.get(name, 200) and long <= 4.4 * short
+
+
+def test_a_tensor_that_grows_with_the_square_is_seen():
+    class Pairs(torch.nn.Module):
+        def forward(self, wave, lengths):
+            x = wave[:, ::400]
+            return (x[:, None] * x[:, :, None]).sum((1, 2))
+
+    assert largest_tensor(Pairs(), 60) > 4.4 * largest_tensor(Pairs(), 15)
 
 
 @each_model
@@ -187,3 +226,18 @@ def test_export(name):
             return
         program = torch.export.export(part, inputs).module()
         assert torch.allclose(program(*inputs), part(*inputs), atol=1e-5)
+
+
+@each_model
+@pytest.mark.filterwarnings("ignore")
+def test_compile(name):
+    """Captured by torch.compile as one graph, and the graph (run by the eager backend) gives the same."""
+    torch._dynamo.reset()
+    part = AfterFront(model(name))
+    with torch.no_grad():
+        inputs = model(name).front(noise(2, 9000), torch.tensor([9000, 7000]))
+        if name in NO_GRAPH:
+            with pytest.raises(torch._dynamo.exc.Unsupported):
+                torch.compile(part, backend="eager", fullgraph=True)(*inputs)
+        compiled = torch.compile(part, backend="eager", fullgraph=name not in NO_GRAPH)
+        assert torch.allclose(compiled(*inputs), part(*inputs), atol=1e-5)
