@@ -77,38 +77,51 @@ def _arxiv(title: str, source: str, number: str) -> Paper:
 
 # %% ../nbs/53_zoo.ipynb #efa83bf5
 _RAWNET2 = _arxiv("End-to-end anti-spoofing with RawNet2", "Tak 2021", "2011.01108")
-_AASIST = _arxiv("AASIST: integrated spectro-temporal graph attention networks", "Jung 2022", "2110.01200")
+_AASIST = _arxiv(
+    "AASIST: audio anti-spoofing using integrated spectro-temporal graph attention networks", "Jung 2022", "2110.01200"
+)
 _RESNET = _arxiv("Deep residual learning for image recognition", "He 2016", "1512.03385")
 _WEDEFENSE = _arxiv("WeDefense: a toolkit to defend against fake audio", "Zhang 2026", "2601.15240")
-_NES2NET = _arxiv("Nes2Net: a nested architecture for speech anti-spoofing", "Liu 2025", "2504.05657")
+_NES2NET = _arxiv(
+    "Nes2Net: a lightweight nested architecture for foundation model driven speech anti-spoofing", "Liu 2025", "2504.05657"
+)
 PAPERS = {
     "aasist": _AASIST,
     "aasist_l": _AASIST,
-    "bands": Paper("Long-term spectral statistics", "Muckenhirn 2017", "https://doi.org/10.1109/TASLP.2017.2743340"),
-    "cam_plus_plus": _arxiv("CAM++: context-aware masking for speaker verification", "Wang 2023", "2303.00332"),
-    "ecapa": _arxiv("ECAPA-TDNN", "Desplanques 2020", "2005.07143"),
-    "lcnn_lstm": _arxiv("A comparative study on neural spoofing countermeasures", "Wang 2021", "2103.11326"),
+    "bands": Paper("Long-term spectral statistics for voice presentation attack detection", "Muckenhirn 2017",
+                   "https://doi.org/10.1109/TASLP.2017.2743340"),
+    "cam_plus_plus": _arxiv("CAM++: a fast and efficient network for speaker verification using context-aware masking",
+                            "Wang 2023", "2303.00332"),
+    "ecapa": _arxiv("ECAPA-TDNN: emphasized channel attention, propagation and aggregation in TDNN based speaker verification",
+                    "Desplanques 2020", "2005.07143"),
+    "lcnn_lstm": _arxiv("A comparative study on recent neural spoofing countermeasures for synthetic speech detection",
+                        "Wang 2021", "2103.11326"),
     "rawnet2": _RAWNET2,
     "rawnet2_2019": _RAWNET2,
-    "res2net34": _arxiv("Res2Net: a multi-scale backbone architecture", "Gao 2019", "1904.01169"),
+    "res2net34": _arxiv("Res2Net: a new multi-scale backbone architecture", "Gao 2019", "1904.01169"),
     "resnet18": _RESNET,
     "resnet34": _RESNET,
     "wedefense_lcnn_lstm": _WEDEFENSE,
     "wedefense_resnet18": _WEDEFENSE,
-    "xvector": Paper("X-vectors", "Snyder 2018", "https://www.danielpovey.com/files/2018_icassp_xvectors.pdf"),
-}
+    "xvector": Paper("X-vectors: robust DNN embeddings for speaker recognition", "Snyder 2018",
+                     "https://www.danielpovey.com/files/2018_icassp_xvectors.pdf"),
+}  # fmt: skip
 
 # %% ../nbs/53_zoo.ipynb #77e81917
 PAPERS |= {
     "ssl_linear": _arxiv("Post-training for deepfake speech detection", "Ge 2025", "2506.21090"),
-    "ssl_mhfa": _arxiv("An attention-based backend for fine-tuning transformers", "Peng 2022", "2210.01273"),
-    "ssl_sls": Paper("Audio deepfake detection with XLS-R and SLS", "Zhang 2024", "https://openreview.net/forum?id=acJMIXJg2u"),
-    "ssl_res1d": _arxiv("How do neural countermeasures detect partial spoofs?", "Liu 2024", "2406.02483"),
+    "ssl_mhfa": _arxiv("An attention-based backend allowing efficient fine-tuning of transformer models for speaker"
+                       " verification", "Peng 2022", "2210.01273"),
+    "ssl_sls": Paper("Audio deepfake detection with self-supervised XLS-R and SLS classifier", "Zhang 2024",
+                     "https://openreview.net/forum?id=acJMIXJg2u"),
+    "ssl_res1d": _arxiv("How do neural spoofing countermeasures detect partially spoofed audio?", "Liu 2024", "2406.02483"),
     "ssl_nes2net": _NES2NET,
     "ssl_nes2net_x": _NES2NET,
-    "ssl_aasist": _arxiv("ASV spoofing detection using wav2vec 2.0 and augmentation", "Tak 2022", "2202.12233"),
-    "ssl_gmlp": _arxiv("The PartialSpoof database and countermeasures", "Zhang 2023", "2204.05177"),
-}
+    "ssl_aasist": _arxiv("Automatic speaker verification spoofing and deepfake detection using wav2vec 2.0 and data augmentation",
+                         "Tak 2022", "2202.12233"),
+    "ssl_gmlp": _arxiv("The PartialSpoof database and countermeasures for the detection of short fake speech segments embedded"
+                       " in an utterance", "Zhang 2023", "2204.05177"),
+}  # fmt: skip
 
 
 def paper(name: str) -> Paper:
