@@ -1,4 +1,7 @@
-"""Every exercise of every chapter: the right answer is accepted, a wrong one is not, the untouched cell asks."""
+"""Every chapter runs, and of every exercise the right answer is accepted, a wrong one is not, the untouched cell asks.
+
+This is where `make test` executes the chapters; nbdev-test executes what has no exercises.
+"""
 
 import json
 
@@ -26,6 +29,7 @@ def text_of(cell) -> str:
 def test_exercises(chapter):
     nb = nbformat.read(ROOT / "nbs" / f"{chapter}.ipynb", as_version=4)
     exercises = [i for i, c in enumerate(nb.cells) if c.cell_type == "code" and "answer = ..." in c.source]
+    assert exercises == [i for i, c in enumerate(nb.cells) if c.cell_type == "code" and i >= exercises[0]]  # all is run
     assert len(exercises) == 3
     cells, added = list(nb.cells[: exercises[0]]), []
     for i, solution in zip(exercises, SOLUTIONS[chapter], strict=True):
