@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["TQDM_DISABLE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs one process a core; notebooks and commands inherit it
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -16,7 +17,7 @@ from wedefense_nb.manifest import Manifest  # noqa: E402
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 
-torch.set_num_threads(1)  # pytest runs one process a core
+torch.set_num_threads(1)
 settings.register_profile("repo", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("repo")
 
