@@ -9,6 +9,7 @@ __all__ = ['SAMPLE_RATE', 'KAISER', 'AudioError', 'AudioInfo', 'info', 'decode',
 # %% ../nbs/10_audio.ipynb #ce6735fc
 import base64
 import io
+import math
 import os
 import struct
 from pathlib import Path
@@ -230,7 +231,7 @@ def load(path, allow_silence: bool = False, data: bytes | None = None, place=Non
     """
     samples, rate, placed = _decode(path, data, place)
     low, high = float(samples.min()), float(samples.max())  # NaN anywhere makes both NaN
-    if not np.isfinite([low, high]).all():
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise AudioError(f"{path}: {int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
     if not allow_silence and high - low < 2**-16:
         if not placed:

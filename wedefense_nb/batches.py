@@ -147,7 +147,7 @@ class Crop:
         total, begin, end = found[0], found[1] / self.rate, (found[1] + n) / self.rate
         if total > n:
             label = item.label if self.label == "keep" else crop_label(item.fakes, begin, end, item.label)
-            return Item(item.utt, wave, label, crop_segments(item.fakes, begin, end))
+            return Item(item.utt, wave, label, crop_segments(item.fakes, begin, end) if len(item.fakes) else item.fakes)
         if total < n and "tile" in self.policy:
             fakes = tile_segments(item.fakes, total / self.rate, end)
             return item._replace(wave=np.resize(wave, (n, *wave.shape[1:])), fakes=fakes)
