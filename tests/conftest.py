@@ -1,6 +1,9 @@
 """Shared fixtures. Everything runs offline on data_samples/ and on small things made here."""
 
+import contextlib
+import http.server
 import os
+import threading
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -20,6 +23,37 @@ DATA = Path(__file__).parent / "data"
 torch.set_num_threads(1)
 settings.register_profile("repo", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("repo")
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """What answers in tests, without a word about it."""
+
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def serving(handler):
+    """A local server; gives its address, with a slash at the end."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def power_cut(module, name: str, after: int, error: type[BaseException] = KeyboardInterrupt):
+    """A function of a module works `after` times and then raises, and the error must come out of the block."""
+    calls, function = iter(range(after)), getattr(module, name)
+
+    def cut(*args):
+        if next(calls, None) is None:
+            raise error
+        return function(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
+        patch.setattr(module, name, cut)
+        yield
 
 
 @pytest.fixture(scope="session")

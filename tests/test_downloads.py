@@ -1,10 +1,8 @@
 """Fetching from a server that drops the line, lies about ranges, or has another file."""
 
 import hashlib
-import http.server
 import io
 import tarfile
-import threading
 import zipfile
 
 import pytest
@@ -13,6 +11,8 @@ from wedefense_nb import downloads
 from wedefense_nb.corpora import CORPORA, CorpusError
 from wedefense_nb.downloads import ARCHIVES, Archive, download, fetch
 
+from .conftest import Handler, serving
+
 DATA = hashlib.shake_128(b"archive").digest(100_000)
 
 
@@ -20,7 +20,7 @@ DATA = hashlib.shake_128(b"archive").digest(100_000)
 def server():
     """A server of `files`; `limit` bytes an answer, `ranges` honoured or not; `asked` are the paths and positions."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Answers(Handler):
         files, limit, ranges, asked = {"a.bin": DATA}, 1 << 30, True, []
 
         def do_GET(self):
@@ -39,15 +39,8 @@ def server():
             self.end_headers()
             self.wfile.write(data[start : start + self.limit])
 
-        def log_message(self, *args):
-            pass
-
-    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    Handler.mirror = f"http://127.0.0.1:{running.server_port}/"
-    yield Handler
-    running.shutdown()
-    running.server_close()
+    with serving(Answers) as Answers.mirror:
+        yield Answers
 
 
 A = Archive("a.bin", "https://example.org/a.bin", hashlib.md5(DATA).hexdigest())

@@ -8,6 +8,8 @@ from wedefense_nb.audio import load, save
 from wedefense_nb.forge import VOCODERS, choose_spans, find_boundaries, forge, from_folder, plan, splice, vocode
 from wedefense_nb.manifest import Manifest, utt_rng
 
+from .conftest import power_cut
+
 
 @pytest.fixture(scope="module")
 def source(samples):
@@ -125,21 +127,12 @@ def test_segments_are_exact_to_the_sample(forged, source):
         assert np.array_equal(fake[~inside], real[~inside]) and (fake[inside] != real[inside]).mean() > 0.95
 
 
-def test_interrupted_forging_continues_and_gives_the_same(source, tmp_path, monkeypatch):
+def test_interrupted_forging_continues_and_gives_the_same(source, tmp_path):
     whole = forge(source, tmp_path / "a", ["lpc"], seed=2, workers=1)
-    calls, make = iter(range(3)), module._make
-
-    def power_cut(*args):
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return make(*args)
-
-    monkeypatch.setattr(module, "_make", power_cut)
-    with pytest.raises(KeyboardInterrupt):
+    with power_cut(module, "_make", 3):
         forge(source, tmp_path / "b", ["lpc"], seed=2, workers=1)
     made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "b/audio").iterdir()}
     assert len(made) == 3 and not (tmp_path / "b/utterances.csv").exists()
-    monkeypatch.setattr(module, "_make", make)
     again = forge(source, tmp_path / "b", ["lpc"], seed=2, workers=2)
     assert all((tmp_path / "b/audio" / n).stat().st_mtime_ns == t for n, t in made.items())  # not made twice
     assert again.utterances.equals(whole.utterances) and again.segments.equals(whole.segments)

@@ -14,6 +14,8 @@ from wedefense_nb.stored import extract
 from wedefense_nb.training import FitConfig, fit
 from wedefense_nb.upstreams import Upstream, tiny_checkpoint
 
+from .conftest import power_cut
+
 CONFIG = FitConfig(epochs=2, batch_size=4, crop=0.4, lr=2e-3, average=1, seed=3, augment="rawboost+musan_rir+specaugment")
 
 
@@ -85,22 +87,13 @@ def test_dev_is_never_augmented(splits, tmp_path, monkeypatch):  # pitfall 50
     assert first.equals(second), "no strips over features while scoring"
 
 
-def test_augmented_runs_differ_repeat_and_resume(splits, tmp_path, monkeypatch):
+def test_augmented_runs_differ_repeat_and_resume(splits, tmp_path):
     plain = fit(small(), *splits, dataclasses.replace(CONFIG, augment="none"), tmp_path / "plain")
     runs = [fit(small(), *splits, CONFIG, tmp_path / name) for name in ("one", "two")]
     assert torch.equal(weights(runs[0].model), weights(runs[1].model))
     assert not torch.equal(weights(runs[0].model), weights(plain.model))
-    calls, step = iter(range(3)), training._step
-
-    def power_cut(*args):
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    monkeypatch.setattr(training, "_step", power_cut)
-    with pytest.raises(KeyboardInterrupt):
+    with power_cut(training, "_step", 3):
         fit(small(), *splits, CONFIG, tmp_path / "cut")
-    monkeypatch.setattr(training, "_step", step)
     assert torch.equal(weights(fit(small(), *splits, CONFIG, tmp_path / "cut").model), weights(runs[0].model))
     with pytest.raises(ValueError, match="augment"):
         fit(small(), *splits, dataclasses.replace(CONFIG, augment="speed"), tmp_path / "cut")

@@ -1,8 +1,6 @@
-import http.server
 import io
 import json
 import tarfile
-import threading
 
 import numpy as np
 import pandas as pd
@@ -25,6 +23,8 @@ from wedefense_nb.shards import (
 )
 from wedefense_nb.shards import samples as read_samples
 from wedefense_nb.stored import open_dataset
+
+from .conftest import Handler, serving
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_any_address_that_webdataset_opens(packed, scheme, tmp_path):
 def site(packed):
     """The folder of shards on a web server; `cut` bytes of each answer are sent."""
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
+    class Answers(Handler):
         cut, files = None, {}
 
         def do_GET(self):
@@ -232,15 +232,9 @@ def site(packed):
             self.end_headers()
             self.wfile.write(data[: self.cut])
 
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Handler.address = f"http://127.0.0.1:{server.server_port}"
-    yield Handler
-    server.shutdown()
-    server.server_close()
+    with serving(Answers) as address:
+        Answers.address = address.rstrip("/")
+        yield Answers
 
 
 @pytest.mark.parametrize("workers", [0, 2])

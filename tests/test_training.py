@@ -20,7 +20,7 @@ from wedefense_nb.task import label_ids, prior_log_odds
 from wedefense_nb.training import FitConfig, fit, lr_at, score
 from wedefense_nb.upstreams import Upstream, tiny_checkpoint
 
-from .conftest import ROOT
+from .conftest import ROOT, power_cut
 
 QUICK = FitConfig(epochs=3, batch_size=4, crop=0.4, lr=2e-3, balance=True, average=2, seed=3, save_every=2)
 
@@ -114,18 +114,9 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 3, 7, 15])
-def test_interrupted_run_equals_an_uninterrupted_one(whole, splits, tmp_path, monkeypatch, after):
-    calls, step = iter(range(after)), training._step
-
-    def power_cut(*args):
-        if next(calls, None) is None:
-            raise Stop
-        return step(*args)
-
-    monkeypatch.setattr(training, "_step", power_cut)
-    with pytest.raises(Stop):
+def test_interrupted_run_equals_an_uninterrupted_one(whole, splits, tmp_path, after):
+    with power_cut(training, "_step", after, Stop):
         fit(small(), *splits, QUICK, tmp_path)
-    monkeypatch.setattr(training, "_step", step)
     again = fit(build("lcnn_lstm", dropout=0.5), *splits, QUICK, tmp_path)  # other first weights
     assert torch.equal(weights(again.model), weights(whole.model)) and again.history.equals(whole.history)
 
@@ -268,22 +259,19 @@ def test_whole_recordings_by_seconds(splits, tmp_path, monkeypatch, kind):
     assert (np.diff(rates) < 0).all() and rates.iloc[-1] < 0.2 * QUICK.lr
 
 
-def test_interrupted_run_by_seconds_equals_an_uninterrupted_one(splits, tmp_path, monkeypatch):
+def test_interrupted_run_by_seconds_equals_an_uninterrupted_one(splits, tmp_path):
     """Epochs have different numbers of batches here."""
     config = dataclasses.replace(QUICK, crop=None, batch_seconds=4.0, epochs=4, workers=1)
-    model, step = build("bands"), training._step
+    model = build("bands")
     first = {k: v.clone() for k, v in model.state_dict().items()}
     whole = fit(model, *splits, config, tmp_path / "whole")
     plans = [len(training.token_batches(splits[0], 4.0, e, QUICK.seed, True)) for e in range(4)]
     assert len(set(plans)) > 1
     for after in (plans[0], plans[0] + 3):
-        calls = iter(range(after))
-        monkeypatch.setattr(training, "_step", lambda *a, left=calls: 1 / 0 if next(left, None) is None else step(*a))
-        with pytest.raises(ZeroDivisionError):
+        with power_cut(training, "_step", after, Stop):
             model = build("bands")
             model.load_state_dict(first)
             fit(model, *splits, config, tmp_path / str(after))
-        monkeypatch.setattr(training, "_step", step)
         again = fit(build("bands"), *splits, config, tmp_path / str(after))
         assert torch.equal(weights(again.model), weights(whole.model)) and again.history.equals(whole.history)
 

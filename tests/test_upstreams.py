@@ -1,12 +1,10 @@
 """Self-supervised front ends: files, names, states, freezing, and what padding must not do."""
 
-import http.server
 import importlib
 import inspect
 import json
 import subprocess
 import sys
-import threading
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -29,7 +27,7 @@ from wedefense_nb.upstreams import (
     weight_shapes,
 )
 
-from .conftest import ROOT
+from .conftest import ROOT, Handler, serving
 from .ssl_files import HF_MODELS, SSL_FAMILIES, hf_folder, s3prl_file
 
 pytestmark = [  # s3prl's own
@@ -78,7 +76,7 @@ def test_dimensions_of_names():
         assert known.dim == wide.get(name, 768 if base else 1024)
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(Handler):
     body, etag = b"weights" * 1000, None
 
     def do_HEAD(self, send=False):
@@ -92,16 +90,11 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.do_HEAD()
         self.wfile.write(self.body)
 
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture
 def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as s:
-        threading.Thread(target=s.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{s.server_port}/"
-        s.shutdown()
+    with serving(Server) as address:
+        yield address
 
 
 def test_fetch_takes_the_servers_checksum_and_keeps_it(server, tmp_path, monkeypatch):

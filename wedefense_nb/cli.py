@@ -213,7 +213,7 @@ def join_pairs(arguments: list[str]) -> list[str]:
 
 def gather() -> None:
     """Import the modules of `wedefense_nb.commands`, which add their commands to `app`."""
-    import wedefense_nb.commands as package
+    import wedefense_nb.commands as package  # `manifest.import_modules` would load pandas at every start
 
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)

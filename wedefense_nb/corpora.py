@@ -7,9 +7,7 @@ __all__ = ['CORPORA', 'KEY', 'FACTS', 'SOUNDS', 'CorpusError', 'CorpusWarning', 
            'cache_file', 'read_headers', 'survey', 'prepare']
 
 # %% ../nbs/12_corpora.ipynb #a1ea391b
-import importlib
 import os
-import pkgutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from .audio import AudioError, info
-from .manifest import SEGMENTS, Manifest
+from .manifest import SEGMENTS, Manifest, import_modules
 
 # %% ../nbs/12_corpora.ipynb #66ec8c5a
 class CorpusError(ValueError):
@@ -68,13 +66,12 @@ class Corpora(Mapping):
     """Cards by name: those of all modules in `wedefense_nb.parsers`, and what else `parser` has registered."""
 
     def __iter__(self) -> Iterator[str]:
-        package = importlib.import_module("wedefense_nb.parsers")
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
+        import_modules("wedefense_nb.parsers")
         return iter(sorted(_CARDS))
 
     def __getitem__(self, name: str) -> Corpus:
-        return {name: _CARDS[name] for name in self}[name]
+        import_modules("wedefense_nb.parsers")
+        return _CARDS[name]
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

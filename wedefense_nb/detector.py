@@ -9,7 +9,6 @@ __all__ = ['REGISTRY', 'MeanPool', 'StatsPool', 'MaskedBatchNorm', 'EmbeddingNor
 # %% ../nbs/40_detector.ipynb #9067ab7a
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from .audio import SAMPLE_RATE
 from .features import frame_mask
+from .manifest import import_modules
 from .task import BONAFIDE, SPOOF
 
 # %% ../nbs/40_detector.ipynb #faac96fd
@@ -37,7 +37,14 @@ class MeanPool(nn.Module):
 
 # %% ../nbs/40_detector.ipynb #fb735437
 class StatsPool(nn.Module):
-    """Mean and standard deviation (biased, finite for one frame) over time: (B, F, D), (B,) to (B, 2 D)."""
+    """Mean and standard deviation (finite for one frame) over time: (B, F, D), (B,) to (B, 2 D).
+
+    The variance divides by the number of frames less `correction`, and by 1 at least.
+    """
+
+    def __init__(self, correction: int = 0):
+        super().__init__()
+        self.correction = correction
 
     def out_dim(self, dim: int) -> int:
         """Size of the pooled vector."""
@@ -47,7 +54,7 @@ class StatsPool(nn.Module):
         mask = frame_mask(frames, x.shape[1])[..., None]
         n = frames[:, None].to(x)
         mean = x.masked_fill(~mask, 0.0).sum(1) / n
-        spread = (x - mean[:, None]).masked_fill(~mask, 0.0).square().sum(1) / n
+        spread = (x - mean[:, None]).masked_fill(~mask, 0.0).square().sum(1) / (n - self.correction).clamp(min=1)
         return torch.cat([mean, (spread + 1e-7).sqrt()], -1)
 
 # %% ../nbs/40_detector.ipynb #85461627
@@ -185,10 +192,7 @@ def register(name: str) -> Callable:
 
 def names() -> list[str]:
     """Names that `build` knows: everything registered, and all modules of `wedefense_nb.models`."""
-    import wedefense_nb.models as package
-
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+    import_modules("wedefense_nb.models")
     return sorted(REGISTRY)
 
 # %% ../nbs/40_detector.ipynb #ad88a39b

@@ -8,7 +8,6 @@ __all__ = ['TINY', 'ENCODERS', 'weight_shapes', 'tiny_checkpoint', 'encoder_fram
 
 # %% ../nbs/21_upstreams.ipynb #38dfbeee
 import importlib
-import pkgutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .features import check_batch, frame_mask
+from .manifest import import_modules
 from .pretrained import EncoderConfig, find_checkpoint, read_checkpoint
 
 # %% ../nbs/21_upstreams.ipynb #33f447ed
@@ -107,10 +107,7 @@ def make_encoder(source, backend: str = "fast") -> nn.Module:
     backend : str
         "fast" or "s3prl".
     """
-    import wedefense_nb.encoders as package
-
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+    import_modules("wedefense_nb.encoders")
     if backend not in ENCODERS:
         raise ValueError(f"unknown backend {backend!r}; there are {sorted(ENCODERS)}")
     return ENCODERS[backend](source if isinstance(source, dict) else find_checkpoint(source))
