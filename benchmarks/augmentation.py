@@ -15,9 +15,10 @@ import torch
 from scipy.signal import firwin, freqz, lfilter
 from threadpoolctl import threadpool_limits
 
-from wedefense_nb.batches import Batch, Item, collate
-from wedefense_nb.manifest import utt_rng
-from wedefense_nb.rawboost import ALGORITHMS, Draws, RawBoost, RawBoostOptions, draw, white_noise
+from wedefense_nb.augmentation.rawboost import ALGORITHMS, Draws, RawBoost, RawBoostOptions, draw, white_noise
+from wedefense_nb.data.batches import Batch, collate
+from wedefense_nb.data.crops import Item
+from wedefense_nb.data.manifest import utt_rng
 
 
 def through(x: np.ndarray, cascade: np.ndarray) -> np.ndarray:

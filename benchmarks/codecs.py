@@ -13,11 +13,13 @@ import torch
 from timing import best
 from torchaudio.functional import resample
 
-from wedefense_nb.audio import load
-from wedefense_nb.batches import Item, collate
-from wedefense_nb.codecs import CODECS, Codec, codecs
-from wedefense_nb.manifest import Manifest, locate
-from wedefense_nb.telephone import PacketLoss, Telephone
+from wedefense_nb.augmentation.codecs import CODECS, Codec, codecs
+from wedefense_nb.augmentation.telephone import PacketLoss, Telephone
+from wedefense_nb.data.audio import load
+from wedefense_nb.data.batches import collate
+from wedefense_nb.data.crops import Item
+from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.files import locate
 
 SECONDS, N = 4.0, 32
 

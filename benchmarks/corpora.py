@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import soundfile as sf
 
-from wedefense_nb.audio import save
-from wedefense_nb.corpora import prepare, read_headers, scan
+from wedefense_nb.data.audio import save
+from wedefense_nb.data.corpora import prepare, read_headers, scan
 
 SIZES = {"train": 250_000, "dev": 200_000, "eval": 750_000}
 NAMES = {"train": "ASVspoof5.train.tsv", "dev": "ASVspoof5.dev.track_1.tsv", "eval": "ASVspoof5.eval.track_1.tsv"}

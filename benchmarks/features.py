@@ -13,7 +13,8 @@ import torch
 from timing import seconds
 from torchaudio.compliance.kaldi import fbank
 
-from wedefense_nb.features import LFCC, PRESETS, Fbank
+from wedefense_nb.features.cepstra import LFCC, PRESETS
+from wedefense_nb.features.spectra import Fbank
 
 
 def best(calls: dict, device: str, rounds: int = 20) -> dict[str, float]:

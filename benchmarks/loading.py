@@ -21,10 +21,11 @@ import pandas as pd
 import soundfile as sf
 import torch
 
-from wedefense_nb.audio import SAMPLE_RATE, load
-from wedefense_nb.batches import AudioDataset, Crop, epoch_batches, loader
-from wedefense_nb.manifest import Manifest
-from wedefense_nb.shards import ShardStream, write_shards
+from wedefense_nb.data.audio import SAMPLE_RATE, load
+from wedefense_nb.data.batches import AudioDataset, epoch_batches, loader
+from wedefense_nb.data.crops import Crop
+from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.data.shards import ShardStream, write_shards
 
 N, CROP, BATCH = 1024, 2.0, 16
 

@@ -55,7 +55,7 @@ def limit_memory() -> None:
 
 def make(name: str, upstream: str | None) -> torch.nn.Module:
     """The detector; a back end reads stored features, or a network of the size `upstream` with random weights."""
-    from wedefense_nb.zoo import ENCODER_SIZES, needs_upstream, specimen
+    from wedefense_nb.models.zoo import ENCODER_SIZES, needs_upstream, specimen
 
     network = {"upstream": asdict(ENCODER_SIZES[upstream])} if upstream and needs_upstream(name) else {}
     return specimen(name, **network)
@@ -63,7 +63,7 @@ def make(name: str, upstream: str | None) -> torch.nn.Module:
 
 def measure(args, name: str, batch: int, what: str) -> dict:
     """One row's numbers; `what` is forward, train or compile. Runs in a fresh process."""
-    from wedefense_nb.zoo import noise
+    from wedefense_nb.models.shapes import noise
 
     device = args.device
     if device == "cpu":
@@ -113,7 +113,7 @@ def ratio(a, b) -> float | None:
 
 def models(args) -> pd.DataFrame:
     """The table of detectors."""
-    from wedefense_nb.detector import names
+    from wedefense_nb.models.detector import names
 
     kinds = ["forward"] + ["train"] * (not args.forward_only) + ["compile"] * args.compile
     rows = []

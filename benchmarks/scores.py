@@ -13,8 +13,8 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 from timing import best
 
-from wedefense_nb.calibration import AffineCalibration, PAVCalibration
 from wedefense_nb.metrics import act_dcf, auc, cllr, confidence_interval, eer, min_cllr, min_dcf
+from wedefense_nb.scores.calibration import AffineCalibration, PAVCalibration
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from timing import best
 
-from wedefense_nb.upstreams import Upstream
+from wedefense_nb.features.upstreams import Upstream
 
 SIZES = {
     "base": {"quantize_targets": True},

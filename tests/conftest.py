@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from wedefense_nb.manifest import Manifest  # noqa: E402
+from wedefense_nb.data.manifest import Manifest  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from wedefense_nb.upstreams import TINY
+from wedefense_nb.features.pretrained import TINY
 
 # Options that make each SSL back end small: a tiny upstream with random weights, frozen, without dropout or layer drop.
 STILL = {"upstream": asdict(replace(TINY, dropout=0.0, attention_dropout=0.0, layerdrop=0.0))}

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wedefense_nb.detector import build
 from wedefense_nb.models.aasist import (
     CrossAttention,
     GraphAttention,
@@ -18,6 +17,7 @@ from wedefense_nb.models.aasist import (
     MaxGraph,
     pair_scores,
 )
+from wedefense_nb.models.detector import build
 
 
 def literal_scores(h, project, vectors):

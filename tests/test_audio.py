@@ -5,8 +5,8 @@ import soundfile as sf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb import audio
-from wedefense_nb.audio import SAMPLE_RATE, AudioError, info, load, play, resample, save
+from wedefense_nb.data import audio
+from wedefense_nb.data.audio import SAMPLE_RATE, AudioError, info, load, play, resample, save
 
 
 def tone(rate: int, seconds: float = 0.6, hertz: float = 440.0, channels: int = 1) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from wedefense_nb.augmentation import (
+from wedefense_nb.augmentation.transforms import (
     Gain,
     Transform,
     by_choice,
@@ -15,7 +15,8 @@ from wedefense_nb.augmentation import (
     rows,
     zero_padding,
 )
-from wedefense_nb.batches import Item, collate
+from wedefense_nb.data.batches import collate
+from wedefense_nb.data.crops import Item
 
 
 def batch(*lengths):

@@ -4,24 +4,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.audio import SAMPLE_RATE, AudioError
-from wedefense_nb.batches import (
+from wedefense_nb.data.audio import SAMPLE_RATE, AudioError
+from wedefense_nb.data.batches import (
     AudioDataset,
-    Crop,
-    Item,
     bucketed,
     class_balanced,
     collate,
-    crop_label,
-    crop_segments,
     epoch_batches,
     eval_batches,
     loader,
     share,
-    tile_segments,
     token_batches,
 )
-from wedefense_nb.manifest import Manifest
+from wedefense_nb.data.crops import Crop, Item, crop_label, crop_segments, tile_segments
+from wedefense_nb.data.manifest import Manifest
 from wedefense_nb.task import SPOOF
 
 

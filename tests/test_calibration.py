@@ -9,7 +9,8 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from wedefense_nb.calibration import (
+from wedefense_nb.metrics import act_dcf, cllr, eer, min_cllr, min_dcf
+from wedefense_nb.scores.calibration import (
     AffineCalibration,
     PAVCalibration,
     bayes_error,
@@ -22,7 +23,6 @@ from wedefense_nb.calibration import (
     reliability,
     save_calibration,
 )
-from wedefense_nb.metrics import act_dcf, cllr, eer, min_cllr, min_dcf
 from wedefense_nb.task import bayes_threshold
 
 from .conftest import DATA

@@ -6,8 +6,8 @@ import torch
 from scipy.fft import dct
 from torchaudio.compliance.kaldi import mfcc
 
-from wedefense_nb.cepstra import MFCC, LogSpectrogram
-from wedefense_nb.features import Fbank
+from wedefense_nb.features.cepstra import MFCC
+from wedefense_nb.features.spectra import Fbank, LogSpectrogram
 
 FRONTS = {
     "spectrogram": LogSpectrogram(),

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from wedefense_nb.checkpoints import (
+from wedefense_nb.models.checkpoints import (
     LAYOUTS,
     find_weights,
     formula_numbers,
@@ -18,7 +18,7 @@ from wedefense_nb.checkpoints import (
     published_shapes,
     read_weights,
 )
-from wedefense_nb.detector import build, load_model, save_model
+from wedefense_nb.models.detector import build, load_model, save_model
 from wedefense_nb.task import BONAFIDE, SPOOF
 
 from .conftest import DATA, ROOT
@@ -89,7 +89,7 @@ def test_golden_outputs_of_wedefense(kind, formula):
 
 def load_published_exactly(path, kind, model):
     """The file's float64 numbers for a model that has been made float64."""
-    from wedefense_nb.checkpoints import rename
+    from wedefense_nb.models.checkpoints import rename
 
     state = rename(read_weights(path), model, LAYOUTS[kind])
     state |= {k: state[k].flip(0) for k in ("head.out.weight", "head.out.bias")}

@@ -11,9 +11,9 @@ import soundfile as sf
 import yaml
 from typer.testing import CliRunner
 
-from wedefense_nb.cli import app, gather, join_pairs
-from wedefense_nb.manifest import Manifest
-from wedefense_nb.recipes import find_recipe, merge_parameters, recipe_parameters, run_recipe
+from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.training.recipes import find_recipe, merge_parameters, recipe_parameters, run_recipe
+from wedefense_nb.use.cli import app, gather, join_pairs
 
 from .conftest import ROOT
 
@@ -81,7 +81,7 @@ def test_recipe_parameters_are_typed_commented_literals(recipe):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "params").rglob("*.yaml")), ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_parameter_files_fit_their_recipe_and_model(file):
-    from wedefense_nb.detector import build
+    from wedefense_nb.models.detector import build
 
     values = merge_parameters(recipe_parameters(find_recipe("detection")), file, [])
     assert values["out"].startswith("runs/")
@@ -109,7 +109,7 @@ def test_mistakes_get_one_line_and_an_exit_code(args, what, tmp_path):  # pitfal
 
 
 def test_asking_for_help_does_not_load_torch():
-    code = "import sys; sys.argv=['x','--help']; import wedefense_nb.cli as c\ntry: c.main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv=['x','--help']; import wedefense_nb.use.cli as c\ntry: c.main()\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules and 'papermill' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
@@ -117,7 +117,7 @@ def test_asking_for_help_does_not_load_torch():
 @pytest.fixture(scope="module")
 def corpus(few, tmp_path_factory):
     """A manifest folder with a few recordings, elsewhere on the disk."""
-    from wedefense_nb.manifest import Manifest
+    from wedefense_nb.data.manifest import Manifest
 
     folder = tmp_path_factory.mktemp("corpus")
     u = few.utterances.assign(path=[str(p) for p in few.paths()])
@@ -226,7 +226,7 @@ def test_a_failing_recipe_leaves_its_notebook_and_shows_the_cell(tmp_path):
 
 def test_a_notebook_without_parameters_is_no_recipe(tmp_path):
     with pytest.raises(ValueError, match="no cell tagged"):
-        recipe_parameters(ROOT / "nbs/00_task.ipynb")
+        recipe_parameters(ROOT / "nbs/0_question/01_task.ipynb")
 
 
 def test_evaluate_reads_challenge_files_and_breaks_down(tmp_path):
@@ -314,8 +314,8 @@ def test_download_refuses_in_one_line(tmp_path):
 
 
 def test_features_are_extracted_and_read(tmp_path, samples):
-    from wedefense_nb.stored import open_dataset
-    from wedefense_nb.upstreams import tiny_checkpoint
+    from wedefense_nb.features.stored import open_dataset
+    from wedefense_nb.features.upstreams import tiny_checkpoint
 
     few = samples.subset(utt=samples.utterances.utt[:5].tolist())
     few.utterances["path"] = [str(p) for p in few.paths()]

@@ -7,10 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb import codecs as module
-from wedefense_nb.audio import load
-from wedefense_nb.batches import Item, collate
-from wedefense_nb.codecs import (
+from wedefense_nb.augmentation import codecs as module
+from wedefense_nb.augmentation.codecs import (
     CODECS,
     Codec,
     CodecMissing,
@@ -26,6 +24,9 @@ from wedefense_nb.codecs import (
     require,
     round_trip,
 )
+from wedefense_nb.data.audio import load
+from wedefense_nb.data.batches import collate
+from wedefense_nb.data.crops import Item
 
 HERE = [name for name, available in codecs().available.items() if available]
 LOWEST_AND_HIGHEST = [(name, rate) for name in HERE for rate in sorted({*CODECS[name].bitrates[:1], *CODECS[name].bitrates[-1:]})]

@@ -10,8 +10,8 @@ import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wedefense_nb.audio import load, save
-from wedefense_nb.contamination import (
+from wedefense_nb.data.audio import load, save
+from wedefense_nb.data.contamination import (
     bit_error,
     contamination,
     content_hash,
@@ -21,8 +21,8 @@ from wedefense_nb.contamination import (
     origins,
     plot_contamination,
 )
-from wedefense_nb.corpora import survey
-from wedefense_nb.manifest import Manifest
+from wedefense_nb.data.corpora import survey
+from wedefense_nb.data.manifest import Manifest
 
 from .trees import tree
 

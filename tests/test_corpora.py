@@ -10,11 +10,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wedefense_nb.audio import save
-from wedefense_nb.corpora import CORPORA, CorpusError, CorpusWarning, parser, prepare, read_headers, scan, survey
-from wedefense_nb.manifest import Manifest, ManifestError
-from wedefense_nb.parsers.asvspoof import counts, enrolment, read_fields, track2, verdict
-from wedefense_nb.parsers.partial import RESOLUTIONS, segment_labels, segments_from_labels
+from wedefense_nb.data.audio import save
+from wedefense_nb.data.corpora import (
+    CORPORA,
+    CorpusError,
+    CorpusWarning,
+    counts,
+    parser,
+    prepare,
+    read_headers,
+    scan,
+    survey,
+    verdict,
+)
+from wedefense_nb.data.lists import read_fields
+from wedefense_nb.data.manifest import Manifest, ManifestError
+from wedefense_nb.data.parsers.asvspoof import enrolment, track2
+from wedefense_nb.data.parsers.partial import RESOLUTIONS, segment_labels, segments_from_labels
 
 from .trees import LISTS, SEGMENTS_PS, frames, lists, sound, tree
 
@@ -115,7 +127,7 @@ def test_all_names_are_there_with_a_card():
 
 
 def test_importing_corpora_imports_no_parser():
-    code = "import sys, wedefense_nb.corpora; print([m for m in sys.modules if m.startswith('wedefense_nb.parsers')])"
+    code = "import sys, wedefense_nb.data.corpora; print([m for m in sys.modules if m.startswith('wedefense_nb.data.parsers')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -487,7 +499,7 @@ def test_tables_need_their_columns(tmp_path):
 
 
 def test_a_corpus_of_ones_own_is_one_function(tmp_path):
-    from wedefense_nb import corpora
+    from wedefense_nb.data import corpora
 
     @parser("mine", title="Mine", task="detection", licence="mine", url="", good_for="me")
     def mine(root):
@@ -573,7 +585,7 @@ def test_headers_are_remembered_by_size_and_time(tmp_path, monkeypatch):
         sound(root / f"{i}.flac")
     (root / "bad.flac").write_bytes(b"x")
     files, opened = scan(root), []
-    from wedefense_nb import corpora
+    from wedefense_nb.data import corpora
 
     true_info = corpora.info
     monkeypatch.setattr(corpora, "info", lambda p: (opened.append(p.name), true_info(p))[1])
@@ -589,7 +601,7 @@ def test_headers_are_remembered_by_size_and_time(tmp_path, monkeypatch):
 
 
 def test_interrupted_reading_is_remembered(tmp_path, monkeypatch):
-    from wedefense_nb import corpora
+    from wedefense_nb.data import corpora
 
     for i in range(3):
         sound(tmp_path / f"r/{i}.flac")

@@ -7,9 +7,9 @@ import zipfile
 
 import pytest
 
-from wedefense_nb import downloads
-from wedefense_nb.corpora import CORPORA, CorpusError
-from wedefense_nb.downloads import ARCHIVES, Archive, download, fetch
+from wedefense_nb.data import downloads
+from wedefense_nb.data.corpora import CORPORA, CorpusError
+from wedefense_nb.data.downloads import ARCHIVES, Archive, download, fetch
 
 from .conftest import Handler, serving
 

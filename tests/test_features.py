@@ -10,20 +10,11 @@ from torchaudio.compliance.kaldi import fbank
 from torchaudio.functional import compute_deltas
 from torchaudio.transforms import LFCC as TorchLFCC
 
-from wedefense_nb.audio import load
-from wedefense_nb.batches import Item, collate
-from wedefense_nb.features import (
-    LFCC,
-    PRESETS,
-    Fbank,
-    delta,
-    filter_blocks,
-    frame_mask,
-    linear_filters,
-    mean_norm,
-    mel_filters,
-    sum_bands,
-)
+from wedefense_nb.data.audio import load
+from wedefense_nb.data.batches import collate, frame_mask
+from wedefense_nb.data.crops import Item
+from wedefense_nb.features.cepstra import LFCC, PRESETS, delta
+from wedefense_nb.features.spectra import Fbank, filter_blocks, linear_filters, mean_norm, mel_filters, sum_bands
 
 FRONTS = {"fbank": Fbank(80), "fbank, mean": Fbank(80, mean_norm=True), **{n: LFCC.preset(n) for n in PRESETS}}
 

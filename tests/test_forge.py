@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from wedefense_nb import forge as module
-from wedefense_nb.audio import load, save
-from wedefense_nb.forge import VOCODERS, choose_spans, find_boundaries, forge, from_folder, plan, splice, vocode
-from wedefense_nb.manifest import Manifest, utt_rng
+from wedefense_nb.data import forge as module
+from wedefense_nb.data.audio import load, save
+from wedefense_nb.data.forge import VOCODERS, choose_spans, find_boundaries, forge, plan, splice, vocode
+from wedefense_nb.data.manifest import Manifest, from_folder, utt_rng
 
 from .conftest import power_cut
 

@@ -8,9 +8,16 @@ import pytest
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
-from wedefense_nb.calibration import AffineCalibration
-from wedefense_nb.fusion import LinearFusion, MinMaxAverage, join, leave_one_out, same_trials, weight_intervals
 from wedefense_nb.metrics import act_dcf, cllr, eer, min_cllr, min_dcf
+from wedefense_nb.scores.calibration import AffineCalibration
+from wedefense_nb.scores.fusion import (
+    LinearFusion,
+    MinMaxAverage,
+    join,
+    leave_one_out,
+    same_trials,
+    weight_intervals,
+)
 
 from .conftest import DATA
 

@@ -138,7 +138,7 @@ def test_module_is_ordinary_python(path):
 
 
 def test_importing_the_package_is_light():
-    code = "import sys, wedefense_nb, wedefense_nb.cli; print([m for m in ('torch', 'sklearn', 's3prl') if m in sys.modules])"
+    code = "import sys, wedefense_nb, wedefense_nb.use.cli; print([m for m in ('torch', 'sklearn', 's3prl') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert out.stdout.strip() == "[]", out.stdout + out.stderr
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import normalize, softplus
 
-from wedefense_nb.detector import build, load_model, save_model
-from wedefense_nb.losses import (
+from wedefense_nb.models.detector import build, load_model, save_model, set_progress, with_head
+from wedefense_nb.models.losses import (
     HEADS,
     AAMHead,
     ASoftmaxHead,
@@ -22,12 +22,10 @@ from wedefense_nb.losses import (
     balanced_weights,
     make_head,
     ramp,
-    set_progress,
     weighted_mean,
-    with_head,
 )
 from wedefense_nb.task import BONAFIDE, SPOOF, prior_log_odds
-from wedefense_nb.training import FitConfig, fit
+from wedefense_nb.training.loop import FitConfig, fit
 
 OPTIONS = {"oc_softmax": {"centres": 3}, "aam": {"margin": 0.4}}
 LABELS = torch.tensor([SPOOF, BONAFIDE, BONAFIDE, SPOOF, SPOOF])

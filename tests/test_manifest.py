@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.audio import save
-from wedefense_nb.manifest import Manifest, ManifestError, from_kaldi, from_rttm, locate, to_kaldi, to_rttm, utt_rng
+from wedefense_nb.data.audio import save
+from wedefense_nb.data.manifest import Manifest, ManifestError, from_kaldi, from_rttm, to_kaldi, to_rttm, utt_rng
+from wedefense_nb.files import locate
 
 
 def tables(n=4):

@@ -9,20 +9,23 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from wedefense_nb import metrics
-from wedefense_nb.comparison import breakdown, paired_test, plot_breakdown, plot_det
+from wedefense_nb.book import plot_scores
 from wedefense_nb.metrics import (
+    at_threshold,
     auc,
     cllr,
     confidence_interval,
     det,
     eer,
+    looks_inverted,
     min_cllr,
     min_dcf,
+    plot_det,
     report,
     roc,
     show,
 )
-from wedefense_nb.task import at_threshold, looks_inverted, plot_scores
+from wedefense_nb.scores.comparison import breakdown, paired_test, plot_breakdown
 
 from .conftest import DATA
 
@@ -190,7 +193,7 @@ def test_figures_draw_the_house_colours():
     import matplotlib.pyplot as plt
     from matplotlib.colors import to_hex
 
-    from wedefense_nb.task import COLORS
+    from wedefense_nb.book import COLORS
 
     rng = np.random.default_rng(0)
     y = np.arange(60) % 2
@@ -282,7 +285,7 @@ def test_breakdown_by_attack_and_by_a_condition_with_both_classes():
 
 
 def test_numbers_are_binned_evenly_for_a_breakdown():
-    from wedefense_nb.comparison import bins
+    from wedefense_nb.scores.comparison import bins
 
     seconds = np.random.default_rng(0).uniform(1, 4, 200)
     labels, counts = np.unique(bins(seconds), return_counts=True)

@@ -3,19 +3,11 @@
 import pytest
 import torch
 
-from wedefense_nb.detector import (
-    Detector,
-    MaskedBatchNorm,
-    MeanPool,
-    StatsPool,
-    build,
-    load_model,
-    register,
-    save_model,
-    summary,
-)
-from wedefense_nb.features import Fbank
+from wedefense_nb.features.spectra import Fbank
 from wedefense_nb.models.cnn import LCNN, ResNet, mfm
+from wedefense_nb.models.detector import Detector, build, load_model, register, save_model
+from wedefense_nb.models.layers import MaskedBatchNorm, MeanPool, StatsPool
+from wedefense_nb.models.shapes import summary
 
 
 def size(module):

@@ -7,8 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.functional import sliding_window_cmn
 
-from wedefense_nb.features import LFCC, Fbank, mean_norm
-from wedefense_nb.normalisation import CMVN, Normalised, SpeakerCMVN, cmvn, legacy_cmvn, sliding_cmvn, window_edges
+from wedefense_nb.features.cepstra import LFCC
+from wedefense_nb.features.normalisation import (
+    CMVN,
+    Normalised,
+    SpeakerCMVN,
+    cmvn,
+    legacy_cmvn,
+    sliding_cmvn,
+    window_edges,
+)
+from wedefense_nb.features.spectra import Fbank, mean_norm
 
 FRAMES = torch.tensor([40, 17, 1])
 

@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from wedefense_nb import training
-from wedefense_nb.augmentation import Transform
-from wedefense_nb.batches import AudioDataset, epoch_batches
-from wedefense_nb.detector import build
-from wedefense_nb.policies import changing_loader, make_policy, noise_sources, policy_names
-from wedefense_nb.stored import extract
-from wedefense_nb.training import FitConfig, fit
-from wedefense_nb.upstreams import Upstream, tiny_checkpoint
+from wedefense_nb.training import loop as training
+from wedefense_nb.augmentation.policies import make_policy, noise_sources, policy_names
+from wedefense_nb.augmentation.transforms import Transform, changing_loader
+from wedefense_nb.data.batches import AudioDataset, epoch_batches
+from wedefense_nb.features.stored import extract
+from wedefense_nb.features.upstreams import Upstream, tiny_checkpoint
+from wedefense_nb.models.detector import build
+from wedefense_nb.training.loop import FitConfig, fit
 
 from .conftest import power_cut
 
@@ -111,8 +111,9 @@ def test_strips_cover_features_in_training_only(splits):
 
 def test_stored_features_train_like_audio(samples, splits, tmp_path):
     """The recipe of a frozen front end: extract once, then fit on the files."""
-    from wedefense_nb.detector import Detector, Identity, StatsPool
-    from wedefense_nb.stored import Stored
+    from wedefense_nb.features.stored import Stored
+    from wedefense_nb.models.detector import Detector
+    from wedefense_nb.models.layers import Identity, StatsPool
 
     front = Upstream(tiny_checkpoint(tmp_path / "tiny.pt"))
     train, dev = (extract(front, split, tmp_path / name) for name, split in zip(("train", "dev"), splits, strict=True))

@@ -7,9 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.augmentation import literal
-from wedefense_nb.batches import Item, collate
-from wedefense_nb.manifest import utt_rng
-from wedefense_nb.rawboost import (
+from wedefense_nb.augmentation.rawboost import (
     ALGORITHMS,
     NOISE_LENGTH,
     Draws,
@@ -22,6 +20,9 @@ from wedefense_nb.rawboost import (
     stationary,
     white_noise,
 )
+from wedefense_nb.data.batches import collate
+from wedefense_nb.data.crops import Item
+from wedefense_nb.data.manifest import utt_rng
 
 N = 9000
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from wedefense_nb.detector import build
+from wedefense_nb.features.sinc import sinc_edges
+from wedefense_nb.models.detector import build
 from wedefense_nb.models.rawnet2 import ChannelScale, LastState, RawNet, WaveBlock
-from wedefense_nb.sinc import sinc_edges
 
 
 def test_published_parameter_counts():

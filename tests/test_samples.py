@@ -7,10 +7,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from wedefense_nb.audio import info, load
+from wedefense_nb.data.audio import info, load
 from wedefense_nb.metrics import eer
-from wedefense_nb.shortcuts import trivia_table
 from wedefense_nb.task import label_ids
+from wedefense_nb.understanding.shortcuts import trivia_table
 
 from .conftest import ROOT
 
@@ -77,12 +77,12 @@ def test_noise_and_rooms_for_augmentation():
 
 @pytest.fixture(scope="module")
 def table(samples):
-    """File-level facts, those that vary (chapter 82)."""
+    """File-level facts, those that vary (`understanding.shortcuts`)."""
     return trivia_table(samples)[["duration", "lead", "trail", "level", "peak", "bandwidth", "dc"]].to_numpy()
 
 
 def probe(x, samples):
-    """EER on eval of a logistic regression fitted on train; chapter 82 judges by folds instead."""
+    """EER on eval of a logistic regression fitted on train; `understanding.shortcuts` judges by folds instead."""
     y, split = label_ids(samples.utterances.label), samples.utterances.split.to_numpy()
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
     model.fit(x[split == "train"], y[split == "train"])

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wedefense_nb.score_files import ScoreFileError, read_keys, read_scores, with_keys, write_scores
+from wedefense_nb.scores.score_files import ScoreFileError, read_keys, read_scores, with_keys, write_scores
 
 LAYOUTS = {
     "utt2lab": "E_1 bonafide\nE_2 spoof\n",

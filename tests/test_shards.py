@@ -8,21 +8,22 @@ import pytest
 import torch
 from webdataset import tariterators
 
-from wedefense_nb.audio import AudioError
-from wedefense_nb.batches import AudioDataset, Crop, epoch_batches, eval_batches, loader, share
-from wedefense_nb.manifest import Manifest, ManifestError
-from wedefense_nb.shards import (
+from wedefense_nb.data.audio import AudioError
+from wedefense_nb.data.batches import AudioDataset, epoch_batches, eval_batches, loader, share
+from wedefense_nb.data.crops import Crop
+from wedefense_nb.data.manifest import Manifest, ManifestError
+from wedefense_nb.data.shards import (
     ShardStream,
     fetch_shards,
     member_name,
     read_shards,
     read_tar,
     reading_plan,
+    samples as read_samples,
     shard_list,
     write_shards,
 )
-from wedefense_nb.shards import samples as read_samples
-from wedefense_nb.stored import open_dataset
+from wedefense_nb.features.stored import open_dataset
 
 from .conftest import Handler, serving
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from wedefense_nb.audio import save
-from wedefense_nb.manifest import Manifest
-from wedefense_nb.shortcuts import (
+from wedefense_nb.data.audio import save
+from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.understanding.shortcuts import (
     TRIVIA,
     bandwidth,
     plot_shortcuts,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.sinc import FixedLength, SincBank, plot_flow, receptive_field, sinc_edges, sinc_filters
+from wedefense_nb.features.sinc import FixedLength, SincBank, plot_flow, receptive_field, sinc_edges, sinc_filters
 
 
 def noise(*shape):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from wedefense_nb.detector import EmbeddingNorm, StatsPool, build
+from wedefense_nb.models.detector import build
+from wedefense_nb.models.layers import AttentivePool, ConvReluNorm, EmbeddingNorm, StatsPool
 from wedefense_nb.models.speaker_models import (
     BandFront,
     CAMPlusPlus,
@@ -13,8 +14,6 @@ from wedefense_nb.models.speaker_models import (
     XVector,
     segment_means,
 )
-from wedefense_nb.models.ssl_backends import AttentivePool
-from wedefense_nb.models.ssl_networks import ConvReluNorm
 
 PUBLISHED = [
     ("xvector", {}, 4_610_524),

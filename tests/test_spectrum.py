@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import firwin
 
-from wedefense_nb.batches import Item, collate
-from wedefense_nb.features import Fbank
-from wedefense_nb.spectrum import LowPass, Resample, SpecAugment, lowpass_response, spec_draws, strips
+from wedefense_nb.augmentation.spectrum import LowPass, Resample, SpecAugment, lowpass_response, spec_draws, strips
+from wedefense_nb.data.batches import collate
+from wedefense_nb.data.crops import Item
+from wedefense_nb.features.spectra import Fbank
 
 RNG = np.random.default_rng(0)
 WHITE = collate([Item(f"u{i}", (0.1 * RNG.normal(size=32000)).astype(np.float32), 1) for i in range(6)])

@@ -8,7 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.checkpoints import (
+from wedefense_nb.features.pretrained import TINY
+from wedefense_nb.features.stored import Stored, extract
+from wedefense_nb.features.upstreams import Upstream, tiny_checkpoint
+from wedefense_nb.models.checkpoints import (
     LAYOUTS,
     OURS_ALONE,
     formula_numbers,
@@ -17,12 +20,11 @@ from wedefense_nb.checkpoints import (
     published_shapes,
     rename,
 )
-from wedefense_nb.detector import MaskedBatchNorm, build, load_model, save_model
+from wedefense_nb.models.detector import build, load_model, save_model
+from wedefense_nb.models.layers import AttentivePool, MaskedBatchNorm, SelfWeightedPool
 from wedefense_nb.models.ssl_backends import (
     POOLS,
-    AttentivePool,
     MHFAPool,
-    SelfWeightedPool,
     SLSPool,
     WedefenseFront,
     make_pool,
@@ -31,9 +33,7 @@ from wedefense_nb.models.ssl_backends import (
 )
 from wedefense_nb.models.ssl_networks import GMLP, Nes2Net, TimeGate, patch_max
 from wedefense_nb.models.wedefense import load_with_upstream
-from wedefense_nb.stored import Stored, extract
 from wedefense_nb.task import BONAFIDE
-from wedefense_nb.upstreams import TINY, Upstream, tiny_checkpoint
 
 from .ssl_files import SSL, STILL
 from .test_checkpoints import agrees, manifest
@@ -337,7 +337,7 @@ PREFIX = {"ssl_antispoofing": "ssl_model.model.", "antideepfake": "m_ssl.model."
 
 @pytest.mark.parametrize(("kind", "mixed"), WHOLE)
 def test_whole_files_load_with_their_upstream(kind, mixed, tmp_path, monkeypatch):
-    from wedefense_nb.upstreams import weight_shapes
+    from wedefense_nb.features.upstreams import weight_shapes
 
     layout = LAYOUTS[kind]
     small = {"dim": TINY.dim, "states": 3 if layout.detector["upstream"]["stored"]["states"] else 0}

@@ -5,10 +5,10 @@ import pytest
 import torch
 import yaml
 
-from wedefense_nb.batches import AudioDataset, eval_batches, loader
-from wedefense_nb.manifest import Manifest, ManifestError
-from wedefense_nb.stored import Stored, StoredDataset, extract, open_dataset, shards
-from wedefense_nb.upstreams import Upstream, tiny_checkpoint
+from wedefense_nb.data.batches import AudioDataset, eval_batches, loader
+from wedefense_nb.data.manifest import Manifest, ManifestError
+from wedefense_nb.features.stored import Stored, StoredDataset, extract, open_dataset, shards
+from wedefense_nb.features.upstreams import Upstream, tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_stored_features_are_those_of_the_network(tiny, few, tmp_path, layers):
 
 
 def test_interrupted_extraction_continues(tiny, few, tmp_path, monkeypatch):
-    import wedefense_nb.stored as module
+    import wedefense_nb.features.stored as module
 
     front, save, made = Upstream(tiny), module.save_file, []
 
@@ -111,7 +111,7 @@ def test_policies_are_those_of_sound(tiny, few, tmp_path):
 
 
 def test_only_the_crop_is_read(tiny, few, tmp_path, monkeypatch):
-    import wedefense_nb.stored as module
+    import wedefense_nb.features.stored as module
 
     read, opened = [], module.safe_open
 

@@ -10,11 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.audio import load, save
-from wedefense_nb.augmentation import mix
-from wedefense_nb.batches import Item, collate
-from wedefense_nb.manifest import Manifest
-from wedefense_nb.surroundings import (
+from wedefense_nb.augmentation.surroundings import (
     SNRS,
     AddNoise,
     Reverb,
@@ -25,6 +21,11 @@ from wedefense_nb.surroundings import (
     reverberate,
     speech_sources,
 )
+from wedefense_nb.augmentation.transforms import mix
+from wedefense_nb.data.audio import load, save
+from wedefense_nb.data.batches import collate
+from wedefense_nb.data.crops import Item
+from wedefense_nb.data.manifest import Manifest
 
 from .conftest import ROOT
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.tandem import ODYSSEY, AsvRates, a_dcf, asv_rates, min_tdcf, min_tdcf_2019, t_eer
+from wedefense_nb.scores.tandem import ODYSSEY, AsvRates, a_dcf, asv_rates, min_tdcf, min_tdcf_2019, t_eer
 
 from .conftest import DATA
 

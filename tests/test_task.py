@@ -3,17 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wedefense_nb.book import check
+from wedefense_nb.metrics import equal_error, operating_points
 from wedefense_nb.task import (
     BONAFIDE,
     LABELS,
     SPOOF,
     bayes_threshold,
-    check,
     check_trials,
     decide,
-    equal_error,
     label_ids,
-    operating_points,
     posterior,
     prior_log_odds,
 )

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.batches import Item, collate
-from wedefense_nb.manifest import utt_rng
-from wedefense_nb.telephone import PacketLoss, Telephone, draw_losses, packet_sources
+from wedefense_nb.augmentation.telephone import PacketLoss, Telephone, draw_losses, packet_sources
+from wedefense_nb.data.batches import collate
+from wedefense_nb.data.crops import Item
+from wedefense_nb.data.manifest import utt_rng
 
 
 def noise(n, seed=0):

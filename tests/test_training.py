@@ -11,14 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from wedefense_nb import training
-from wedefense_nb.detector import Detector, Identity, StatsPool, build
-from wedefense_nb.selection import average_weights, chosen_epochs, save_atomically, should_stop
-from wedefense_nb.shards import write_shards
-from wedefense_nb.stored import Stored, extract
+from wedefense_nb.training import loop as training
+from wedefense_nb.data.shards import write_shards
+from wedefense_nb.features.stored import Stored, extract
+from wedefense_nb.features.upstreams import Upstream, tiny_checkpoint
+from wedefense_nb.files import save_atomically
+from wedefense_nb.models.detector import Detector, build
+from wedefense_nb.models.layers import Identity, StatsPool
 from wedefense_nb.task import label_ids, prior_log_odds
-from wedefense_nb.training import FitConfig, fit, lr_at, score
-from wedefense_nb.upstreams import Upstream, tiny_checkpoint
+from wedefense_nb.training.loop import FitConfig, fit, lr_at
+from wedefense_nb.training.scoring import score
+from wedefense_nb.training.selection import average_weights, chosen_epochs, should_stop
 
 from .conftest import ROOT, power_cut
 
@@ -346,7 +349,8 @@ def two_ranks(folder):
     import torch.distributed as dist
 
     from tests.test_training import QUICK, for_ranks, small
-    from wedefense_nb.manifest import Manifest, locate
+    from wedefense_nb.data.manifest import Manifest
+    from wedefense_nb.files import locate
 
     torch.set_num_threads(1)
     corpus = Manifest.read(locate("data_samples"))

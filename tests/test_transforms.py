@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from wedefense_nb.augmentation import Chain, Gain, OneOf, fit_length, rows
-from wedefense_nb.batches import Batch, Item, collate
-from wedefense_nb.codecs import Codec
-from wedefense_nb.manifest import Manifest, utt_rng
-from wedefense_nb.rawboost import ALGORITHMS, RawBoost
-from wedefense_nb.spectrum import LowPass, Resample
-from wedefense_nb.surroundings import AddNoise, Reverb, read_sources, speech_sources
-from wedefense_nb.telephone import PacketLoss, Telephone
-from wedefense_nb.warping import Pitch, Speed, Tempo, Trim
+from wedefense_nb.augmentation.codecs import Codec
+from wedefense_nb.augmentation.rawboost import ALGORITHMS, RawBoost
+from wedefense_nb.augmentation.spectrum import LowPass, Resample
+from wedefense_nb.augmentation.surroundings import AddNoise, Reverb, read_sources, speech_sources
+from wedefense_nb.augmentation.telephone import PacketLoss, Telephone
+from wedefense_nb.augmentation.transforms import Chain, Gain, OneOf, fit_length, rows
+from wedefense_nb.augmentation.warping import Pitch, Speed, Tempo, Trim
+from wedefense_nb.data.batches import Batch, collate
+from wedefense_nb.data.crops import Item
+from wedefense_nb.data.manifest import Manifest, utt_rng
 
 from .conftest import ROOT
 

@@ -13,11 +13,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb import pretrained
-from wedefense_nb.encoders.fast_encoder import FastEncoder, distance_buckets, linear
-from wedefense_nb.pretrained import UPSTREAMS, conv_layers, fetch_file, find_checkpoint, read_checkpoint
-from wedefense_nb.upstreams import (
+from wedefense_nb.features import pretrained
+from wedefense_nb.features.fast_encoder import FastEncoder, distance_buckets, linear
+from wedefense_nb.features.pretrained import (
     TINY,
+    UPSTREAMS,
+    conv_layers,
+    fetch_file,
+    find_checkpoint,
+    read_checkpoint,
+)
+from wedefense_nb.features.upstreams import (
     LayerMix,
     Upstream,
     encoder_frames,
@@ -437,7 +443,7 @@ def test_core_works_without_s3prl(tiny):  # pitfall 36: s3prl does not import wi
 import sys
 sys.modules["s3prl"] = None
 import torch
-from wedefense_nb.upstreams import Upstream, make_encoder
+from wedefense_nb.features.upstreams import Upstream, make_encoder
 print(Upstream({str(tiny)!r}).eval()(torch.zeros(1, 800), torch.tensor([800]))[0].shape[1])
 try:
     make_encoder({str(tiny)!r}, "s3prl")

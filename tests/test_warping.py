@@ -8,9 +8,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.audio import resample
-from wedefense_nb.batches import Item, collate
-from wedefense_nb.warping import Pitch, Speed, Tempo, Trim, change_rate, follow, loud_span, speed, stretch
+from wedefense_nb.augmentation.warping import (
+    Pitch,
+    Speed,
+    Tempo,
+    Trim,
+    change_rate,
+    follow,
+    loud_span,
+    speed,
+    stretch,
+)
+from wedefense_nb.data.audio import resample
+from wedefense_nb.data.batches import collate
+from wedefense_nb.data.crops import Item
 
 
 def tones(*hertz, n=16000, fakes=()):

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wedefense_nb.detector import build, load_model, names, save_model
+from wedefense_nb.models.detector import build, load_model, names, save_model
 
 from .ssl_files import SSL
 

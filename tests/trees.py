@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from wedefense_nb.audio import load, save
+from wedefense_nb.data.audio import load, save
 
 from .conftest import ROOT
 
@@ -197,7 +197,7 @@ def lists(name: str, root: Path) -> Path:
 
 def tree(name: str, root: Path) -> Path:
     """Lists and recordings; which recordings is known from the lists (read without looking at files) and `EXTRA_SOUNDS`."""
-    from wedefense_nb.corpora import survey
+    from wedefense_nb.data.corpora import survey
 
     lists(name, root)
     for path in EXTRA_SOUNDS.get(name, []):

@@ -4,7 +4,7 @@ Needs the Debian packages espeak-ng flite festival festvox-kallpc16k festvox-kdl
 festvox-italp16k festvox-itapc16k festvox-czech-dita festvox-czech-machac festvox-czech-krb festvox-czech-ph
 festvox-suopuhe-lj festvox-suopuhe-mv festvox-ru festvox-hi-nsk, and `pip install -e '.[samples]'`.
 
-Three steps: speak the sentences, let wedefense_nb.forge make the fakes while every sentence and its fakes go
+Three steps: speak the sentences, let wedefense_nb.data.forge make the fakes while every sentence and its fakes go
 through one simulated room and microphone, and write the manifest. The same seed and the same package versions
 give the same files.
 """
@@ -22,9 +22,9 @@ from joblib import Parallel, delayed
 from scipy.signal import butter, sosfilt
 from torchaudio.functional import add_noise, equalizer_biquad, fftconvolve
 
-from wedefense_nb.audio import SAMPLE_RATE, load, resample, save
-from wedefense_nb.forge import forge
-from wedefense_nb.manifest import SEGMENTS, Manifest, utt_rng
+from wedefense_nb.data.audio import SAMPLE_RATE, load, resample, save
+from wedefense_nb.data.forge import forge
+from wedefense_nb.data.manifest import SEGMENTS, Manifest, utt_rng
 
 HERE, SEED = Path(__file__).parent, 20261122
 OUT = HERE.parent / "data_samples"

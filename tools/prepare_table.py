@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.trees import tree  # noqa: E402
-from wedefense_nb.corpora import CORPORA  # noqa: E402
-from wedefense_nb.manifest import Manifest  # noqa: E402
+from wedefense_nb.data.corpora import CORPORA  # noqa: E402
+from wedefense_nb.data.manifest import Manifest  # noqa: E402
 
 COMMAND = [sys.executable, "-c", "from wedefense_nb.cli import main; main()", "prepare"]
 HEAD = ["name", "utterances", "train / dev / eval / none", "bona fide / spoof / none", "attacks", "segments"]
