@@ -58,7 +58,8 @@ def draw_as_published(rng: np.random.Generator, length: int, kinds: str) -> Draw
     d = draw(rng, length, kinds.replace("I", ""), o)
     if "I" in kinds:
         n = int(length * rng.uniform(0, o.impulses) / 100)
-        d.positions, d.impulses = rng.permutation(length)[:n], rng.uniform(-1, 1, n) * rng.uniform(-1, 1, n)
+        d.positions = rng.permutation(length)[:n]
+        d.impulses = rng.uniform(-1, 1, n) * rng.uniform(-1, 1, n)
     if "S" in kinds:
         rng.normal(0, 1, length)
     return d
@@ -76,12 +77,21 @@ def mean_ms(f: Callable[[int], object], n: int = 8, rounds: int = 3) -> float:
 
 
 def compare(algo: int, kinds: str, waves: np.ndarray, batch: Batch) -> dict:
-    boost, o, n = RawBoost(algo), RawBoostOptions(), waves.shape[1]
+    boost = RawBoost(algo)
+    o = RawBoostOptions()
+    n = waves.shape[1]
     published = mean_ms(lambda i: literal(waves[i], draw_as_published(utt_rng(f"{i}"), n, kinds), kinds))
     same = mean_ms(lambda i: literal(waves[i], draw(utt_rng(f"{i}"), n, kinds, o), kinds))
     drawing = mean_ms(lambda i: draw(utt_rng(f"{i}"), n, kinds, o))
     ours = mean_ms(lambda i: boost(batch, i).wave.sum().item(), 3) / len(waves)  # the sum waits for a GPU
-    row = {"algo": algo, "kinds": kinds, "published": published, "same draws": same, "drawing": drawing, "ours": ours}
+    row = {
+        "algo": algo,
+        "kinds": kinds,
+        "published": published,
+        "same draws": same,
+        "drawing": drawing,
+        "ours": ours,
+    }
     return row | {"ratio": published / ours, "ratio same draws": same / ours}
 
 

@@ -34,7 +34,11 @@ def recordings() -> list[np.ndarray]:
 def main() -> None:
     torch.set_num_threads(1)
     batch = collate([Item(f"u{i}", wave, 1) for i, wave in enumerate(recordings())])
-    calls = {"torchaudio resample 16-8-16 kHz (baseline)": lambda: resample(resample(batch.wave, 16000, 8000), 8000, 16000)}
+    calls = {
+        "torchaudio resample 16-8-16 kHz (baseline)": lambda: resample(
+            resample(batch.wave, 16000, 8000), 8000, 16000
+        )
+    }
     here = [name for name, available in codecs().available.items() if available]
     for name in here:
         rates = CODECS[name].bitrates

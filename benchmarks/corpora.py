@@ -22,7 +22,11 @@ from wedefense_nb.data.audio import save
 from wedefense_nb.data.corpora import prepare, read_headers, scan
 
 SIZES = {"train": 250_000, "dev": 200_000, "eval": 750_000}
-NAMES = {"train": "ASVspoof5.train.tsv", "dev": "ASVspoof5.dev.track_1.tsv", "eval": "ASVspoof5.eval.track_1.tsv"}
+NAMES = {
+    "train": "ASVspoof5.train.tsv",
+    "dev": "ASVspoof5.dev.track_1.tsv",
+    "eval": "ASVspoof5.eval.track_1.tsv",
+}
 
 
 def write_lists(root: Path) -> list[Path]:
@@ -30,8 +34,11 @@ def write_lists(root: Path) -> list[Path]:
     rng = np.random.default_rng(0)
     (root / "ASVspoof5_protocols").mkdir(parents=True)
     for split, n in SIZES.items():
-        letter, speaker, kind = split[0].upper(), rng.integers(0, 2000, n), rng.integers(0, 100, n)
-        codec, attack = rng.integers(0, 12, n), rng.integers(1, 33, n)
+        letter = split[0].upper()
+        speaker = rng.integers(0, 2000, n)
+        kind = rng.integers(0, 100, n)
+        codec = rng.integers(0, 12, n)
+        attack = rng.integers(1, 33, n)
         with open(root / "ASVspoof5_protocols" / NAMES[split], "w") as f:
             for i, (s, k, c, a) in enumerate(zip(speaker, kind, codec, attack, strict=True)):
                 coded = f"C{c:02d} {1 + i % 5} {letter}_{i // 2:010d}" if c and split == "eval" else "- 0 -"
@@ -57,17 +64,25 @@ def peak() -> float:
 
 def headers(root: Path, n: int) -> None:
     """Read n headers in a loop, with one thread, with eight, and again."""
-    save(root / "sounds/0.flac", 0.1 * np.random.default_rng(0).normal(size=64000).clip(-3, 3).astype(np.float32))
+    save(
+        root / "sounds/0.flac",
+        0.1 * np.random.default_rng(0).normal(size=64000).clip(-3, 3).astype(np.float32),
+    )
     for i in range(1, n):
         os.link(root / "sounds/0.flac", root / f"sounds/{i}.flac")
     walk, files = seconds(scan, root / "sounds")
     loop, _ = seconds(lambda: [sf.info(root / "sounds" / p) for p in files.path])
     rows = {"loop over soundfile.info (baseline)": loop, "scan (names, sizes, times)": walk}
     for workers in (1, 8):
-        rows[f"read_headers, workers={workers}"], _ = seconds(read_headers, root / "sounds", files, root / f"c{workers}", workers)
+        rows[f"read_headers, workers={workers}"], _ = seconds(
+            read_headers, root / "sounds", files, root / f"c{workers}", workers
+        )
     rows["read_headers again (cache)"], _ = seconds(read_headers, root / "sounds", files, root / "c1")
     table = pd.DataFrame({"seconds": rows})
-    print(f"\n{n} files\n" + table.assign(ratio=table.seconds / loop, per_second=n / table.seconds).round(3).to_string())
+    print(
+        f"\n{n} files\n"
+        + table.assign(ratio=table.seconds / loop, per_second=n / table.seconds).round(3).to_string()
+    )
 
 
 def main() -> None:
@@ -80,7 +95,9 @@ def main() -> None:
         before = peak()
         del table
         took, m = seconds(prepare, "asvspoof5", folder, files=False)
-        table = pd.DataFrame({"seconds": {"pandas.read_csv (baseline)": base, "prepare('asvspoof5', files=False)": took}})
+        table = pd.DataFrame(
+            {"seconds": {"pandas.read_csv (baseline)": base, "prepare('asvspoof5', files=False)": took}}
+        )
         print(f"{len(m)} trials\n" + table.assign(ratio=table.seconds / base).round(2).to_string())
         print(f"peak memory {peak():.2f} GB, after the baseline alone {before:.2f} GB")
         subset, _ = seconds(m.subset, split="eval")

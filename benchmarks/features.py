@@ -32,11 +32,14 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     cpu = 0.1 * torch.randn(32, 64000)
-    wave, lengths = cpu.to(device), torch.full((32,), 64000, device=device)
+    wave = cpu.to(device)
+    lengths = torch.full((32,), 64000, device=device)
     options = {"num_mel_bins": 80, "window_type": "hamming", "dither": 0.0}
     frames = wave.unfold(1, 400, 160)
     calls = {
-        "torchaudio kaldi.fbank, one by one on the CPU (baseline)": lambda: [fbank(w[None] * 32768, **options) for w in cpu],
+        "torchaudio kaldi.fbank, one by one on the CPU (baseline)": lambda: [
+            fbank(w[None] * 32768, **options) for w in cpu
+        ],
         "bare FFT of the frames": lambda: torch.fft.rfft(frames, 512),
     }
     ours = {"Fbank": Fbank(), **{f"LFCC {name}": LFCC.preset(name) for name in PRESETS}}

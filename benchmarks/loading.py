@@ -33,17 +33,27 @@ N, CROP, BATCH = 1024, 2.0, 16
 def corpus(folder: Path, suffix: str, seconds: float) -> Manifest:
     """Recordings of equal length, each begun at another place of all samples' sound."""
     samples = Manifest.read(Path(__file__).parents[1] / "data_samples")
-    sound, n, rows = np.concatenate([load(p)[0] for p in samples.paths()[:400]]), round(seconds * SAMPLE_RATE), []
+    sound = np.concatenate([load(p)[0] for p in samples.paths()[:400]])
+    n = round(seconds * SAMPLE_RATE)
+    rows = []
     for i in range(N):
         sf.write(folder / f"u{i:04d}.{suffix}", np.roll(sound, -i * 997)[:n], SAMPLE_RATE)
         rows.append({"utt": f"u{i:04d}", "path": f"u{i:04d}.{suffix}", "label": "spoof" if i % 2 else "bonafide"})
-    blank = {"split": "", "speaker": "", "attack": "", "codec": "", "duration": seconds, "sample_rate": SAMPLE_RATE}
+    blank = {
+        "split": "",
+        "speaker": "",
+        "attack": "",
+        "codec": "",
+        "duration": seconds,
+        "sample_rate": SAMPLE_RATE,
+    }
     return Manifest(pd.DataFrame(rows).assign(**blank), root=folder)
 
 
 def plain_loop(manifest: Manifest, epochs: int) -> int:
     """What everything is compared with."""
-    rng, n = np.random.default_rng(0), round(CROP * SAMPLE_RATE)
+    rng = np.random.default_rng(0)
+    n = round(CROP * SAMPLE_RATE)
     for path in manifest.paths() * epochs:
         wave, _ = sf.read(path, dtype="float32")
         start = rng.integers(len(wave) - n + 1)
@@ -85,10 +95,13 @@ def best(calls: dict, rounds: int = 2) -> pd.DataFrame:
     rates = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start, used = time.perf_counter(), processor_seconds()
+            start = time.perf_counter()
+            used = processor_seconds()
             n = call()
             rates[name].append([n / (time.perf_counter() - start), n / (processor_seconds() - used)])
-    return pd.DataFrame({k: np.max(v, axis=0) for k, v in rates.items()}, index=["a second", "a processor second"]).T
+    return pd.DataFrame(
+        {k: np.max(v, axis=0) for k, v in rates.items()}, index=["a second", "a processor second"]
+    ).T
 
 
 def main() -> None:
@@ -105,9 +118,15 @@ def main() -> None:
             for what, read, m in kinds:
                 calls |= {(what, w): lambda read=read, m=m, e=epochs, w=w: read(m, e, w) for w in range(5)}
             table = best(calls).rename_axis(["source", "workers"])
-        for rate, what in (("a second", "of as many loops"), ("a processor second", "processor, of as many loops")):
+        for rate, what in (
+            ("a second", "of as many loops"),
+            ("a processor second", "processor, of as many loops"),
+        ):
             table[what] = (table[rate] / table[rate]["plain loop (baseline)"]).map("{:.0%}".format)
-        print(f"{suffix}, {os.cpu_count()} cores\n{table.round(0).reset_index().to_string(index=False)}\n", flush=True)
+        print(
+            f"{suffix}, {os.cpu_count()} cores\n{table.round(0).reset_index().to_string(index=False)}\n",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

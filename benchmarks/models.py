@@ -78,7 +78,7 @@ def measure(args, name: str, batch: int, what: str) -> dict:
         optimizer = torch.optim.AdamW(p for p in model.train().parameters() if p.requires_grad)
 
         def step():
-            model(wave, lengths, labels).backward()
+            model.loss(wave, lengths, labels).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     else:
@@ -141,7 +141,9 @@ def attention(args) -> pd.DataFrame:
         return torch.tanh(project(h[:, :, None] * h[:, None])) @ v
 
     torch.set_num_threads(args.threads)
-    project, v, rows = torch.nn.Linear(64, 64).to(args.device), torch.randn(64, 1, device=args.device), []
+    project = torch.nn.Linear(64, 64).to(args.device)
+    v = torch.randn(64, 1, device=args.device)
+    rows = []
     for batch, n in ((1, 29), (32, 29), (1, 438), (8, 438)):
         h = torch.randn(batch, n, 64, device=args.device, requires_grad=True)
         torch.testing.assert_close(pair_scores(h, project, v), literal(h, project, v), atol=1e-4, rtol=1e-4)
@@ -157,7 +159,11 @@ def attention(args) -> pd.DataFrame:
                         out.sum().backward()
 
                 times.append(1e3 * best(step, args.repeats, device=args.device))
-            row |= {f"literal {what} ms": times[0], f"ours {what} ms": times[1], f"{what}: times faster": times[0] / times[1]}
+            row |= {
+                f"literal {what} ms": times[0],
+                f"ours {what} ms": times[1],
+                f"{what}: times faster": times[0] / times[1],
+            }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -172,7 +178,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--forward-only", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--upstream", choices=["base", "large"], help="a network before SSL back ends; default: stored features")
+    parser.add_argument(
+        "--upstream",
+        choices=["base", "large"],
+        help="a network before SSL back ends; default: stored features",
+    )
     parser.add_argument("--out", type=Path, help="a CSV file for the table")
     parser.add_argument("--attention", action="store_true", help="only the pair scores")
     args = parser.parse_args()

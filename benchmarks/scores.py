@@ -36,8 +36,12 @@ def main() -> None:
         "PAVCalibration.fit, 140,950 trials": lambda: PAVCalibration().fit(scores[dev], labels[dev]),
     }
     rows = {name: best(call, warm=0) for name, call in calls.items()}
-    rows["1,000 replicates of eer, min_dcf and cllr, trials"] = best(lambda: confidence_interval(three, scores, labels), 1, 0)
-    rows["the same, drawing 737 speakers"] = best(lambda: confidence_interval(three, scores, labels, speakers), 1, 0)
+    rows["1,000 replicates of eer, min_dcf and cllr, trials"] = best(
+        lambda: confidence_interval(three, scores, labels), 1, 0
+    )
+    rows["the same, drawing 737 speakers"] = best(
+        lambda: confidence_interval(three, scores, labels, speakers), 1, 0
+    )
     table = pd.DataFrame({"seconds": rows})
     table["ratio"] = table.seconds / table.seconds.iloc[0]
     print(table.round(3).to_string())

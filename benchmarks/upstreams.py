@@ -32,7 +32,11 @@ def write(size: str, folder: Path) -> Path:
 
     torch.manual_seed(0)
     model = Wav2Vec2Model(Wav2Vec2Config(**SIZES[size]))
-    state = {"task_cfg": {"normalize": size == "large"}, "model_cfg": SIZES[size], "model_weight": model.state_dict()}
+    state = {
+        "task_cfg": {"normalize": size == "large"},
+        "model_cfg": SIZES[size],
+        "model_weight": model.state_dict(),
+    }
     torch.save(state, folder / f"{size}.pt")
     return folder / f"{size}.pt"
 
@@ -73,7 +77,8 @@ def compare(path: Path, device: str, batches) -> list[dict]:
 def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)
     device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
-    sizes, everything = sys.argv[2:] or list(SIZES), torch.get_num_threads()
+    sizes = sys.argv[2:] or list(SIZES)
+    everything = torch.get_num_threads()
     for threads in sorted({1, everything}) if device == "cpu" else [everything]:
         torch.set_num_threads(threads)
         rows = []
@@ -87,7 +92,10 @@ def main() -> None:
         base = table[table.encoder == "s3prl"].set_index(key).s
         table["times faster"] = base.reindex(pd.MultiIndex.from_frame(table[key])).to_numpy() / table.s
         place = f"{threads} threads" if device == "cpu" else torch.cuda.get_device_name()
-        print(f"{device}, {place}; baseline: s3prl\n{table.set_index(key).sort_index().round(5).to_string()}", flush=True)
+        print(
+            f"{device}, {place}; baseline: s3prl\n{table.set_index(key).sort_index().round(5).to_string()}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hypothesis import settings  # noqa: E402
 from wedefense_nb.data.manifest import Manifest  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-DATA = Path(__file__).parent / "data"
+GOLDEN_DIR = Path(__file__).parent / "golden"
 
 torch.set_num_threads(1)
 settings.register_profile("repo", deadline=None, derandomize=True, max_examples=40)
@@ -44,7 +44,8 @@ def serving(handler):
 @contextlib.contextmanager
 def power_cut(module, name: str, after: int, error: type[BaseException] = KeyboardInterrupt):
     """A function of a module works `after` times and then raises, and the error must come out of the block."""
-    calls, function = iter(range(after)), getattr(module, name)
+    calls = iter(range(after))
+    function = getattr(module, name)
 
     def cut(*args):
         if next(calls, None) is None:

@@ -20,5 +20,7 @@ def readme() -> str:
 if __name__ == "__main__":
     path = ROOT / "README.md"
     if "--check" in sys.argv:
-        sys.exit(0 if path.read_text(encoding="utf-8") == readme() else "README.md is out of step: run `make readme`")
+        sys.exit(
+            0 if path.read_text(encoding="utf-8") == readme() else "README.md is out of step: run `make readme`"
+        )
     path.write_text(readme(), encoding="utf-8")

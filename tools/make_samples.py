@@ -26,7 +26,8 @@ from wedefense_nb.data.audio import SAMPLE_RATE, load, resample, save
 from wedefense_nb.data.forge import forge
 from wedefense_nb.data.manifest import SEGMENTS, Manifest, utt_rng
 
-HERE, SEED = Path(__file__).parent, 20261122
+HERE = Path(__file__).parent
+SEED = 20261122
 OUT = HERE.parent / "data_samples"
 
 # Bona fide: concatenative voices (diphones or units cut from recordings): voice, language, split, sentences.
@@ -96,9 +97,19 @@ def record(engine, voice, lang, split, text, k, folder: Path, rooms: list) -> di
     wave = reverberate(wave.astype(np.float32), utt, rooms)
     save(folder / f"{utt}.flac", wave / max(1.0, np.abs(wave).max()))
     attack = "" if engine == "festival" else engine
-    return {"utt": utt, "path": f"{utt}.flac", "label": "spoof" if attack else "bonafide", "split": split,
-            "speaker": f"{engine}:{voice}" if attack else voice, "attack": attack, "codec": "",
-            "duration": len(wave) / SAMPLE_RATE, "sample_rate": SAMPLE_RATE, "text": text, "language": lang}  # fmt: skip
+    return {
+        "utt": utt,
+        "path": f"{utt}.flac",
+        "label": "spoof" if attack else "bonafide",
+        "split": split,
+        "speaker": f"{engine}:{voice}" if attack else voice,
+        "attack": attack,
+        "codec": "",
+        "duration": len(wave) / SAMPLE_RATE,
+        "sample_rate": SAMPLE_RATE,
+        "text": text,
+        "language": lang,
+    }
 
 
 def record_all(folder: Path, halls: dict[str, list]) -> pd.DataFrame:
@@ -146,19 +157,26 @@ def noises(babble: list[np.ndarray], rng: np.random.Generator, n: int = 3 * SAMP
     """Synthetic noises for augmentation."""
     t = np.arange(n) / SAMPLE_RATE
     hum = sum(np.sin(2 * np.pi * 50 * k * t + rng.uniform(0, 6)) / k for k in range(1, 12))
-    drops = sosfilt(butter(2, [1500, 6000], "bandpass", fs=SAMPLE_RATE, output="sos"), (rng.random(n) < 0.004) * 20.0)
+    drops = sosfilt(
+        butter(2, [1500, 6000], "bandpass", fs=SAMPLE_RATE, output="sos"), (rng.random(n) < 0.004) * 20.0
+    )
     taps = sosfilt(butter(2, [800, 4000], "bandpass", fs=SAMPLE_RATE, output="sos"), (rng.random(n) < 5e-4) * 60.0)
     engine = np.sign(np.sin(2 * np.pi * (28 * t + 0.6 * np.sin(2 * t)))) * 0.6
     gusts = 0.3 + np.abs(np.convolve(rng.normal(size=n), np.ones(8000) / 90, "same"))
     fan = sum(np.sin(2 * np.pi * 117 * k * t) / k**1.5 for k in range(1, 6)) * 0.3
     talk = sum(np.resize(np.roll(w, int(rng.integers(n))), n) / w.std() for w in babble)
     out = {
-        "white": coloured(n, 0, rng), "pink": coloured(n, 1, rng), "brown": coloured(n, 2, rng),
-        "hum": hum + 0.1 * coloured(n, 1, rng), "rain": drops + 0.1 * coloured(n, 0, rng),
-        "keyboard": taps + 0.02 * coloured(n, 1, rng), "wind": gusts * coloured(n, 2, rng),
+        "white": coloured(n, 0, rng),
+        "pink": coloured(n, 1, rng),
+        "brown": coloured(n, 2, rng),
+        "hum": hum + 0.1 * coloured(n, 1, rng),
+        "rain": drops + 0.1 * coloured(n, 0, rng),
+        "keyboard": taps + 0.02 * coloured(n, 1, rng),
+        "wind": gusts * coloured(n, 2, rng),
         "engine": sosfilt(butter(2, 900, fs=SAMPLE_RATE, output="sos"), engine) + 0.2 * coloured(n, 1.5, rng),
-        "fan": fan + 0.4 * coloured(n, 1, rng), "babble": talk,
-    }  # fmt: skip
+        "fan": fan + 0.4 * coloured(n, 1, rng),
+        "babble": talk,
+    }
     return {name: (0.05 * x / np.std(x)).astype(np.float32) for name, x in out.items()}
 
 
@@ -170,9 +188,12 @@ def reverberate(wave: np.ndarray, source: str, rooms: list[np.ndarray]) -> np.nd
 
 def microphone(wave: np.ndarray, source: str) -> np.ndarray:
     """Equalisation, band limits, noise and level; every draw depends on the source only, so its fakes share them."""
-    rng, x = utt_rng(f"microphone of {source}", SEED), torch.from_numpy(wave)
+    rng = utt_rng(f"microphone of {source}", SEED)
+    x = torch.from_numpy(wave)
     for _ in range(2):
-        f, gain, q = np.exp(rng.uniform(np.log(150), np.log(6000))), rng.uniform(-6, 6), rng.uniform(0.5, 1.5)
+        f = np.exp(rng.uniform(np.log(150), np.log(6000)))
+        gain = rng.uniform(-6, 6)
+        q = rng.uniform(0.5, 1.5)
         x = equalizer_biquad(x, SAMPLE_RATE, f, gain, q)
     noise = torch.from_numpy(coloured(len(wave), rng.uniform(0.3, 1.8), rng))
     x = add_noise(x, noise, torch.tensor(rng.uniform(25, 40)))
@@ -210,8 +231,21 @@ def publish(m: Manifest, rng: np.random.Generator) -> None:
     for r in u.itertuples():
         shutil.copyfile(r.path, OUT / "audio" / f"{r.utt}.flac")
     u["path"] = "audio/" + u.utt + ".flac"
-    columns = ["utt", "path", "label", "split", "speaker", "attack", "codec", "duration", "sample_rate", "kind",
-               "language", "text", "pair"]  # fmt: skip
+    columns = [
+        "utt",
+        "path",
+        "label",
+        "split",
+        "speaker",
+        "attack",
+        "codec",
+        "duration",
+        "sample_rate",
+        "kind",
+        "language",
+        "text",
+        "pair",
+    ]
     s = m.segments.assign(utt=m.segments.utt.map(names)).sort_values(["utt", "start"])
     Manifest(u[columns].sort_values("utt"), s[list(SEGMENTS)]).write(OUT)
 
@@ -220,10 +254,19 @@ def write_augmentation(noise: dict[str, np.ndarray], responses: list[np.ndarray]
     rows = []
     for name, wave in noise.items():
         save(OUT / "noise" / f"{name}.flac", np.clip(wave, -1, 1))
-        rows.append({"id": name, "path": f"noise/{name}.flac", "kind": "noise", "duration": len(wave) / SAMPLE_RATE})
+        rows.append(
+            {"id": name, "path": f"noise/{name}.flac", "kind": "noise", "duration": len(wave) / SAMPLE_RATE}
+        )
     for i, h in enumerate(responses):
         save(OUT / "rir" / f"room{i:02d}.flac", 0.9 * h / np.abs(h).max())
-        rows.append({"id": f"room{i:02d}", "path": f"rir/room{i:02d}.flac", "kind": "rir", "duration": len(h) / SAMPLE_RATE})
+        rows.append(
+            {
+                "id": f"room{i:02d}",
+                "path": f"rir/room{i:02d}.flac",
+                "kind": "rir",
+                "duration": len(h) / SAMPLE_RATE,
+            }
+        )
     pd.DataFrame(rows).to_csv(OUT / "noise_rir.csv", index=False)
 
 

@@ -30,12 +30,17 @@ def numbers(column: pd.Series, kinds: list[str]) -> str:
 def row(name: str, folder: Path) -> list:
     """Build a tree, prepare it, and sum up what was written and said."""
     out = folder / "out"
-    done = subprocess.run([*COMMAND, name, tree(name, folder / "tree"), out], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*COMMAND, name, tree(name, folder / "tree"), out], cwd=ROOT, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr}")
-    m, report, counts = Manifest.read(out), pd.read_csv(out / "report.csv"), pd.read_csv(out / "counts.csv", na_filter=False)
+    m = Manifest.read(out)
+    report = pd.read_csv(out / "report.csv")
+    counts = pd.read_csv(out / "counts.csv", na_filter=False)
     problems = ", ".join(f"{n} {what}" for what, n in report.problem.value_counts().items())
-    same, published = (counts.difference == "0").sum(), (counts.published != "").sum()
+    same = (counts.difference == "0").sum()
+    published = (counts.published != "").sum()
     splits = numbers(m.utterances.split, ["train", "dev", "eval", ""])
     labels = numbers(m.utterances.label, ["bonafide", "spoof", ""])
     attacks = m.utterances.attack[m.utterances.attack != ""].nunique()

@@ -1,6 +1,6 @@
 """Which promise does which detector keep? `python tools/property_table.py [--models a b]` prints a markdown table.
 
-Runs tests/test_zoo.py (some minutes). ✓: passed; ✗: failed; a number: not supported, with the reason below the table.
+Runs tests/models/test_promises.py (some minutes). ✓: passed; ✗: failed; a number: not supported, with the reason below the table.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def markdown(found: dict, reasons: dict[str, dict[str, str]]) -> str:
     """The table; `reasons` are, for a test, the models it is known not to work for and why."""
     strange = sorted({test for test, _ in found} - set(PROMISES))
     if strange:
-        raise SystemExit(f"error: tests without a title: {strange}; add them to PROMISES in tools/property_table.py")
+        raise SystemExit(
+            f"error: tests without a title: {strange}; add them to PROMISES in tools/property_table.py"
+        )
     notes = list(dict.fromkeys(reason for models in reasons.values() for reason in models.values()))
 
     def mark(test: str, model: str) -> str:
@@ -63,11 +65,11 @@ def main() -> None:
     args = parser.parse_args()
     wanted = ["-k", " or ".join(f"[{name}]" for name in args.models)] if args.models else []
     sys.path.insert(0, str(ROOT))
-    from tests.test_zoo import NO_EXPORT, NO_GRAPH
+    from tests.models.test_promises import NO_EXPORT, NO_GRAPH
 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "tests/test_zoo.py", "-q", f"--junitxml={report}", *wanted]
+        command = [sys.executable, "-m", "pytest", "tests/models/test_promises.py", "-q", f"--junitxml={report}", *wanted]
         run = subprocess.run(command, cwd=ROOT, stdout=sys.stderr)
         if not report.is_file():
             raise SystemExit("error: pytest wrote no report")

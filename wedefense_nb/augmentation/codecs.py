@@ -22,11 +22,13 @@ from torch import Tensor
 from .transforms import Transform
 from ..data.audio import SAMPLE_RATE, resample
 from ..data.batches import Batch
+from ..registry import unknown
 
 # %% ../../nbs/3_augmentation/03_codecs.ipynb #1551ff92
 def g711_levels(law: str) -> np.ndarray:
     """All values that G.711 can transmit, rising, in [-1, 1]: 255 for "mulaw", 256 for "alaw" (ITU-T G.711)."""
-    piece, step = np.arange(8)[:, None], np.arange(16)
+    piece = np.arange(8)[:, None]
+    step = np.arange(16)
     if law == "mulaw":
         positive = (((2 * step + 33) << piece) - 33).ravel() / 8192
     elif law == "alaw":
@@ -107,8 +109,17 @@ def _has_encoder(name: str) -> bool:
 
 def codecs() -> pd.DataFrame:
     """Every codec that is known here, and whether this machine can encode with it."""
-    rows = [{"codec": name, "encoder": spec.encoder, "kHz": spec.rate // 1000, "kbit/s": spec.bitrates,
-             "available": _available(spec), "met in": spec.met_in} for name, spec in CODECS.items()]  # fmt: skip
+    rows = [
+        {
+            "codec": name,
+            "encoder": spec.encoder,
+            "kHz": spec.rate // 1000,
+            "kbit/s": spec.bitrates,
+            "available": _available(spec),
+            "met in": spec.met_in,
+        }
+        for name, spec in CODECS.items()
+    ]
     return pd.DataFrame(rows).set_index("codec")
 
 # %% ../../nbs/3_augmentation/03_codecs.ipynb #bbf9fe37
@@ -123,7 +134,7 @@ def require(name: str, bitrate: float | None = None) -> CodecSpec:
         Its encoder is not on this machine.
     """
     if name not in CODECS:
-        raise ValueError(f"unknown codec {name!r}; there are {', '.join(CODECS)}")
+        raise unknown("codec", name, CODECS)
     spec = CODECS[name]
     if bitrate is not None and bitrate not in spec.bitrates:
         raise ValueError(f"{name} has no bit rate of {bitrate} kbit/s here; choose one of {spec.bitrates}")
@@ -141,24 +152,32 @@ def require(name: str, bitrate: float | None = None) -> CodecSpec:
 def encode(wave: np.ndarray, spec: CodecSpec, bitrate: float) -> tuple[list[av.Packet], bytes | None]:
     """Packets of a waveform (T,) at the codec's own rate, and what a decoder has to know beforehand."""
     encoder = av.CodecContext.create(spec.encoder, "w")
-    encoder.sample_rate, encoder.format, encoder.layout = spec.rate, spec.samples, "mono"
+    encoder.sample_rate = spec.rate
+    encoder.format = spec.samples
+    encoder.layout = "mono"
     encoder.bit_rate = round(1000 * bitrate)
     encoder.open()
-    size, packets = encoder.frame_size or 320, []  # G.711's has no frames
+    size = encoder.frame_size or 320  # G.711's has no frames
+    packets = []
     wave = np.pad(wave, (0, 2048 + -(len(wave) + 2048) % size))  # zeros push the end out of encoder and decoder
     if spec.samples == "s16":
         wave = np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
     for at in range(0, len(wave), size):
         frame = av.AudioFrame.from_ndarray(wave[None, at : at + size], format=spec.samples, layout="mono")
-        frame.sample_rate, frame.pts = spec.rate, at
+        frame.sample_rate = spec.rate
+        frame.pts = at
         packets += encoder.encode(frame)
     return packets + encoder.encode(None), encoder.extradata
 
 
-def decode_packets(packets: list[av.Packet], extradata: bytes | None, spec: CodecSpec, bitrate: float) -> np.ndarray:
+def decode_packets(
+    packets: list[av.Packet], extradata: bytes | None, spec: CodecSpec, bitrate: float
+) -> np.ndarray:
     """Back to a waveform at `SAMPLE_RATE`: late, and longer than it was."""
     decoder = av.CodecContext.create(spec.decoder, "r")
-    decoder.sample_rate, decoder.layout, decoder.extradata = spec.rate, "mono", extradata
+    decoder.sample_rate = spec.rate
+    decoder.layout = "mono"
+    decoder.extradata = extradata
     decoder.options = {"flags2": "+skip_manual"}
     if spec.decoder == "g722":  # the lower rates are the full one without its last bits
         decoder.options |= {"bits_per_codeword": str(int(bitrate) // 8)}
@@ -204,7 +223,8 @@ def best_lag(wave: np.ndarray, late: np.ndarray) -> int:
 def probe(seconds: float = 1.0) -> np.ndarray:
     """A sound for measuring delays: noise from 300 to 3000 Hz, in four bursts a second, always the same."""
     n = round(seconds * SAMPLE_RATE)
-    spectrum, hertz = np.fft.rfft(np.random.default_rng(0).standard_normal(n)), np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(n))
+    hertz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
     noise = np.fft.irfft(spectrum * ((hertz > 300) & (hertz < 3000)), n)
     return (0.2 * noise * np.sin(4 * np.pi * np.arange(n) / SAMPLE_RATE) ** 2).astype(np.float32)
 

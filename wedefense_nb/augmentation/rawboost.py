@@ -40,9 +40,11 @@ def draw_notches(rng: np.random.Generator, o: RawBoostOptions, gain: tuple[float
     """A cascade of notches: (n_bands + 1, 3), rows of edge 1 (Hz), edge 2 (Hz), taps; the last row holds the gain (dB)."""
     rows = []
     for _ in range(o.n_bands):
-        centre, width = rng.uniform(*o.frequency), rng.uniform(*o.bandwidth)
+        centre = rng.uniform(*o.frequency)
+        width = rng.uniform(*o.bandwidth)
         taps = int(rng.uniform(*o.taps)) // 2 * 2 + 1  # an even number becomes the next odd one
-        low, high = max(centre - width / 2, 0.001), min(centre + width / 2, SAMPLE_RATE / 2 - 0.001)
+        low = max(centre - width / 2, 0.001)
+        high = min(centre + width / 2, SAMPLE_RATE / 2 - 0.001)
         rows.append((low, high, taps))
     return np.array([*rows, (rng.uniform(*gain), 0.0, 0.0)])
 
@@ -91,7 +93,8 @@ def draw(rng: np.random.Generator, length: int, kinds: str, o: RawBoostOptions) 
         one, two = 2 * rng.random((2, n), dtype=np.float32) - 1
         d.impulses = one * two
     if "S" in kinds:
-        d.stretch, d.colour = (int(rng.integers(NOISE_LENGTH)), length), draw_notches(rng, o, o.gain)
+        d.stretch = (int(rng.integers(NOISE_LENGTH)), length)
+        d.colour = draw_notches(rng, o, o.gain)
         d.snr = rng.uniform(*o.snr)
     return d
 
@@ -110,7 +113,8 @@ def notch_response(cascades: Tensor) -> Tensor:
         Time zero at index 0, negative times at the end; n is even and as large as the longest cascade needs.
     """
     low, high, taps = cascades[..., :-1, :].unbind(-1)
-    half, total = int(taps.max()) // 2, int(taps.sum(-1).max()) // 2 + 1
+    half = int(taps.max()) // 2
+    total = int(taps.sum(-1).max()) // 2 + 1
     m = torch.arange(-half, half + 1, dtype=torch.float64, device=cascades.device)
     f1, f2 = (2 * f[..., None] / SAMPLE_RATE for f in (low, high))
     ideal = f1 * torch.sinc(f1 * m) + torch.sinc(m) - f2 * torch.sinc(f2 * m)
@@ -137,7 +141,9 @@ def impulsive(wave: Tensor, lengths: Tensor, draws: Sequence[Draws], strength: f
     """ISD: a few samples are changed in proportion to themselves; at most 1 in size; (B, T) to (B, T)."""
     at = np.concatenate([d.positions + i * wave.shape[1] for i, d in enumerate(draws)])
     factors = 1 + strength * np.concatenate([d.impulses for d in draws]).astype(np.float32)
-    y, at, factors = wave.clone(), torch.from_numpy(at).to(wave.device), torch.from_numpy(factors).to(wave)
+    y = wave.clone()
+    at = torch.from_numpy(at).to(wave.device)
+    factors = torch.from_numpy(factors).to(wave)
     y.view(-1)[at] *= factors
     return limit(y)
 
@@ -175,7 +181,8 @@ class RawBoost(Transform):
         if algo not in ALGORITHMS:
             raise ValueError(f"algo must be one of {sorted(ALGORITHMS)}, got {algo!r}")
         super().__init__(p, seed)
-        self.algo, self.options = algo, RawBoostOptions(**options)
+        self.algo = algo
+        self.options = RawBoostOptions(**options)
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """Draw for each recording, then apply the algorithm to all of them."""
@@ -190,7 +197,9 @@ class RawBoost(Transform):
     def _apply(self, wave: Tensor, lengths: Tensor, draws: list[Draws], kinds: str) -> Tensor:
         steps = {"L": convolutive, "I": impulsive, "S": stationary}
         if "+" in kinds:
-            return limit(convolutive(wave, lengths, draws) + impulsive(wave, lengths, draws, self.options.strength))
+            return limit(
+                convolutive(wave, lengths, draws) + impulsive(wave, lengths, draws, self.options.strength)
+            )
         for kind in kinds:
             extra = {"strength": self.options.strength} if kind == "I" else {}
             wave = steps[kind](wave, lengths, draws, **extra)

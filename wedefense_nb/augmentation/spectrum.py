@@ -54,7 +54,8 @@ class LowPass(Transform):
         super().__init__(p, seed)
         if not 0 < low <= high < SAMPLE_RATE / 2:
             raise ValueError(f"cutoffs must lie between 0 and {SAMPLE_RATE / 2} Hz, got {low} to {high}")
-        self.low, self.high = low, high
+        self.low = low
+        self.high = high
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """One cutoff a recording."""
@@ -126,8 +127,14 @@ class SpecAugment(nn.Module):
     def __init__(self, time: float = 0.1, freq: float = 0.1, n_time: int = 1, n_freq: int = 1, p: float = 0.6):
         super().__init__()
         if not (0 <= p <= 1 and 0 <= time * n_time < 1 and 0 <= freq * n_freq < 1 and min(n_time, n_freq) >= 0):
-            raise ValueError(f"strips must leave something: {n_time} x {time} of time, {n_freq} x {freq} of frequency, p {p}")
-        self.time, self.freq, self.n_time, self.n_freq, self.p = time, freq, n_time, n_freq, p
+            raise ValueError(
+                f"strips must leave something: {n_time} x {time} of time, {n_freq} x {freq} of frequency, p {p}"
+            )
+        self.time = time
+        self.freq = freq
+        self.n_time = n_time
+        self.n_freq = n_freq
+        self.p = p
         self.n_draws = 1 + 2 * (n_time + n_freq)
 
     def forward(self, feats: Tensor, frames: Tensor, draws: Tensor) -> Tensor:

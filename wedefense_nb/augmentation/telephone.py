@@ -111,11 +111,15 @@ class PacketLoss(Transform):
         super().__init__(p, seed)
         if not 0 <= rate[0] <= rate[1] <= 0.5 or burst < 1 or packet < 0.001:
             raise ValueError(f"need 0 <= rate <= 0.5, burst >= 1, packet >= 1 ms; got {rate}, {burst}, {packet}")
-        self.rate, self.burst, self.packet, self.conceal = rate, burst, packet, conceal
+        self.rate = rate
+        self.burst = burst
+        self.packet = packet
+        self.conceal = conceal
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """Lose packets of every recording; each has its own share."""
-        (n, length), size = batch.wave.shape, round(self.packet * SAMPLE_RATE)
+        (n, length) = batch.wave.shape
+        size = round(self.packet * SAMPLE_RATE)
         lost = np.zeros((n, -(-length // size)), dtype=bool)
         for row, samples, rng in zip(lost, batch.lengths.tolist(), rngs, strict=True):
             own = -(-samples // size)

@@ -43,7 +43,8 @@ class Transform:
     def __init__(self, p: float = 1.0, seed: int = 0):
         if not 0 <= p <= 1:
             raise ValueError(f"p must be a probability, got {p}")
-        self.p, self.seed = p, seed
+        self.p = p
+        self.seed = seed
 
     def __call__(self, batch: Batch, epoch: int = 0) -> Batch:
         """The batch with some of its recordings changed."""
@@ -68,15 +69,19 @@ class Transform:
 def rows(batch: Batch, chosen: Sequence[int]) -> Batch:
     """Some recordings of a batch, in the given order."""
     at = torch.as_tensor(chosen, device=batch.wave.device)
-    utts, fakes = [batch.utts[i] for i in chosen], [batch.fakes[i] for i in chosen]
+    utts = [batch.utts[i] for i in chosen]
+    fakes = [batch.fakes[i] for i in chosen]
     return Batch(batch.wave[at], batch.lengths[at], batch.labels[at], utts, fakes)
 
 
 def replace_rows(batch: Batch, chosen: Sequence[int], part: Batch) -> Batch:
     """The batch with recordings `chosen` replaced by those of `part`, as wide as its longest recording."""
     at = torch.as_tensor(chosen, device=batch.wave.device)
-    lengths, labels, fakes = batch.lengths.clone(), batch.labels.clone(), list(batch.fakes)
-    lengths[at], labels[at] = part.lengths, part.labels
+    lengths = batch.lengths.clone()
+    labels = batch.labels.clone()
+    fakes = list(batch.fakes)
+    lengths[at] = part.lengths
+    labels[at] = part.labels
     for i, segments in zip(chosen, part.fakes, strict=True):
         fakes[i] = segments
     wave = fit_length(batch.wave, int(lengths.max()), copy=True)
@@ -126,7 +131,8 @@ class Gain(Transform):
         super().__init__(p, seed)
         if not low <= high:
             raise ValueError(f"low must not exceed high, got {low} and {high} dB")
-        self.low, self.high = low, high
+        self.low = low
+        self.high = high
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """One factor a recording."""
@@ -192,7 +198,9 @@ class OneOf(Chain):
         super().__init__(*members, p=p, seed=seed)
         weights = np.ones(len(members)) if weights is None else np.asarray(weights, dtype=float)
         if len(weights) != len(members) or weights.min() < 0 or weights.sum() <= 0:
-            raise ValueError(f"need one weight, not negative, for each of {len(members)} members, got {weights.tolist()}")
+            raise ValueError(
+                f"need one weight, not negative, for each of {len(members)} members, got {weights.tolist()}"
+            )
         self.weights = weights / weights.sum()
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
@@ -227,12 +235,15 @@ def filter_powers(wave: Tensor, responses: Tensor, size: int = 4096) -> Tensor:
     -------
     torch.Tensor, shape (B, T)
     """
-    half, length = responses.shape[-1] // 2, wave.shape[1]
+    half = responses.shape[-1] // 2
+    length = wave.shape[1]
     size = max(size, 4 * half)
-    hop, blocks = size - 2 * half, -(-length // (size - 2 * half))
+    hop = size - 2 * half
+    blocks = -(-length // (size - 2 * half))
     gap = responses.new_zeros(*responses.shape[:-1], hop)
     gains = torch.fft.rfft(torch.cat([responses[..., :half], gap, responses[..., half:]], -1)).real.to(wave.dtype)
-    out, few = wave.new_empty(len(wave), blocks, hop), at_once(wave)
+    out = wave.new_empty(len(wave), blocks, hop)
+    few = at_once(wave)
     for x, gain, y in zip(wave.split(few), gains.split(few), out.split(few), strict=True):
         power = x = torch.nn.functional.pad(x, (half, blocks * hop + half - length))
         total = torch.fft.rfft(power.unfold(-1, size, hop)) * gain[:, None, 0]

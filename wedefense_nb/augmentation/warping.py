@@ -65,7 +65,8 @@ HOP, REACH = 256, 160  # samples between pieces of 2 * HOP, and how far a piece 
 
 def _best_shift(segment: Tensor, template: Tensor) -> Tensor:
     """Where in each segment (B, n + 2 REACH) the template (B, n) fits best, relative to the middle: (B,) in samples."""
-    n, size = template.shape[1], 2048
+    n = template.shape[1]
+    size = 2048
     spectrum = torch.fft.rfft(segment, size) * torch.fft.rfft(template, size).conj()
     alike = torch.fft.irfft(spectrum, size)[:, : 2 * REACH + 1]
     energy = torch.nn.functional.pad(segment.square().cumsum(1), (1, 0))
@@ -77,15 +78,19 @@ def _best_shift(segment: Tensor, template: Tensor) -> Tensor:
 
 def find_pieces(wave: Tensor, tempos: Tensor, count: int) -> Tensor:
     """Middles of the pieces to read: (B, T) and tempos (B,) to (B, count), in samples (WSOLA's search)."""
-    size, margin = 2 * HOP, 2 * HOP + REACH
+    size = 2 * HOP
+    margin = 2 * HOP + REACH
     last = wave.shape[1] + HOP  # beyond the end all is silence
     x = torch.nn.functional.pad(wave.double(), (margin, margin + 2 * HOP))
-    piece, around, row = x.unfold(1, size, 1), x.unfold(1, size + 2 * REACH, 1), torch.arange(len(x), device=x.device)
+    piece = x.unfold(1, size, 1)
+    around = x.unfold(1, size + 2 * REACH, 1)
+    row = torch.arange(len(x), device=x.device)
     found = [torch.zeros(len(x), dtype=torch.int64, device=x.device)]
     for k in range(1, count):
         goal = (k * HOP * tempos).round().long().clamp(max=last)
         follows = (found[-1] + HOP).clamp(max=last)
-        template, segment = piece[row, follows - HOP + margin], around[row, goal - HOP - REACH + margin]
+        template = piece[row, follows - HOP + margin]
+        segment = around[row, goal - HOP - REACH + margin]
         found.append((goal + _best_shift(segment, template)).clamp(min=0, max=last))
     return torch.stack(found, 1)
 
@@ -108,7 +113,8 @@ def stretch(wave: Tensor, lengths: Tensor, tempos: Tensor) -> tuple[Tensor, Tens
     new = (lengths / tempos.to(lengths.device)).round().long().clamp(min=1)
     total = int(new.max())
     middles = find_pieces(wave, tempos.to(wave.device), total // HOP + 2)
-    row, margin = torch.arange(len(wave), device=wave.device)[:, None], 2 * HOP
+    row = torch.arange(len(wave), device=wave.device)[:, None]
+    margin = 2 * HOP
     x = torch.nn.functional.pad(wave, (margin, margin + 4 * HOP))
     pieces = x.unfold(1, 2 * HOP, 1)[row, middles - HOP + margin] * torch.hann_window(2 * HOP, device=x.device)
     out = (pieces[:, :-1, HOP:] + pieces[:, 1:, :HOP]).flatten(1)[:, :total]
@@ -143,13 +149,15 @@ class Tempo(Transform):
         super().__init__(p, seed)
         if not 0.5 <= low <= high <= 2:
             raise ValueError(f"tempos must lie between 0.5 and 2, got {low} to {high}")
-        self.low, self.high = low, high
+        self.low = low
+        self.high = high
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """All tempos together."""
         tempos = torch.tensor([rng.uniform(self.low, self.high) for rng in rngs], dtype=torch.float64)
         wave, lengths, source = stretch(batch.wave, batch.lengths, tempos)
-        ends, source = lengths.tolist(), source.cpu().numpy()
+        ends = lengths.tolist()
+        source = source.cpu().numpy()
         fakes = [follow(f, s[:n]) for f, s, n in zip(batch.fakes, source, ends, strict=True)]
         return moved_batch(batch, wave, lengths, fakes)
 
@@ -161,18 +169,23 @@ class Pitch(Transform):
         super().__init__(p, seed)
         if not -12 <= low <= high <= 12:
             raise ValueError(f"semitones must lie between -12 and 12, got {low} to {high}")
-        self.low, self.high = low, high
+        self.low = low
+        self.high = high
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """All stretched together, then each resampled by its own factor."""
         factors = [Fraction(2 ** (rng.uniform(self.low, self.high) / 12)).limit_denominator(40) for rng in rngs]
         tempos = torch.tensor([float(1 / f) for f in factors], dtype=torch.float64)
         wave, lengths, source = stretch(batch.wave, batch.lengths, tempos)
-        out, fakes, source = torch.zeros_like(batch.wave), [], source.cpu().numpy()
+        out = torch.zeros_like(batch.wave)
+        fakes = []
+        source = source.cpu().numpy()
         for i, (factor, n, old) in enumerate(zip(factors, lengths.tolist(), batch.lengths.tolist(), strict=True)):
             row = change_rate(wave[i : i + 1, :n], factor.numerator, factor.denominator)
             out[i, :old] = fit_length(row, old)[0]
-            fakes.append(scale_segments(follow(batch.fakes[i], source[i, :n]), float(1 / factor), old / SAMPLE_RATE))
+            fakes.append(
+                scale_segments(follow(batch.fakes[i], source[i, :n]), float(1 / factor), old / SAMPLE_RATE)
+            )
         return moved_batch(batch, out, batch.lengths, fakes)
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #90105810
@@ -205,12 +218,20 @@ class Trim(Transform):
         In seconds; a recording is not cut below that.
     """
 
-    def __init__(self, below: float = 40.0, rest: tuple[float, float] = (0.0, 0.1), shortest: float = 0.5,
-                 p: float = 1.0, seed: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        below: float = 40.0,
+        rest: tuple[float, float] = (0.0, 0.1),
+        shortest: float = 0.5,
+        p: float = 1.0,
+        seed: int = 0,
+    ):
         super().__init__(p, seed)
         if not (below > 0 and 0 <= rest[0] <= rest[1]):
             raise ValueError(f"need below > 0 dB and 0 <= rest in seconds, got {below} and {rest}")
-        self.below, self.rest, self.shortest = below, rest, round(shortest * SAMPLE_RATE)
+        self.below = below
+        self.rest = rest
+        self.shortest = round(shortest * SAMPLE_RATE)
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """Each recording is cut to its own span."""
@@ -218,7 +239,8 @@ class Trim(Transform):
         spans = zip(loud_span(batch.wave, batch.lengths, self.below), batch.lengths.tolist(), rngs, strict=True)
         for i, ((start, end), n, rng) in enumerate(spans):
             before, after = (rng.uniform(*self.rest, 2) * SAMPLE_RATE).round().astype(int)
-            start, end = max(0, int(start - before)), min(n, int(end + after))
+            start = max(0, int(start - before))
+            end = min(n, int(end + after))
             end = min(n, max(end, start + self.shortest))
             start = max(0, min(start, end - self.shortest))
             cut.append(batch.wave[i, start:end])

@@ -51,7 +51,8 @@ def origins(u: pd.DataFrame) -> pd.DataFrame:
     its own source; names of `SOURCES` are looked for in them, in `utt` and in `path`. A speaker that no source names
     keeps the corpus's own name for it.
     """
-    given, columns = pd.Series("", u.index), [c for c in ("source", "codec_seed", "pair") if c in u]
+    given = pd.Series("", u.index)
+    columns = [c for c in ("source", "codec_seed", "pair") if c in u]
     for values in [*(u[c].replace("-", "") for c in columns), u.utt if columns else given]:
         given = given.where(given != "", values)  # where others name their source, the rest are their own
     both = [_found(g or f"{utt} {path}") for g, utt, path in zip(given, u.utt, u.path, strict=True)]
@@ -65,9 +66,15 @@ def content_hash(wave: np.ndarray) -> str:
     return blake2b(np.rint(np.asarray(wave) * 32768).astype(np.int32).tobytes(), digest_size=12).hexdigest()
 
 # %% ../../nbs/1_data/09_contamination.ipynb #bf22524f
-RATE, SIZE, HOP, WEAK = 8000, 2048, 128, 6  # Hz, samples, samples, bits that may be wrong
-_EDGES, _F = np.geomspace(300, 3400, 34), np.fft.rfftfreq(SIZE, 1 / RATE)
-_BANDS = np.stack([(_F >= a) & (_F < b) for a, b in zip(_EDGES[:-1], _EDGES[1:], strict=True)], 1).astype(np.float32)
+RATE = 8000  # Hz, samples, samples, bits that may be wrong
+SIZE = 2048
+HOP = 128
+WEAK = 6
+_EDGES = np.geomspace(300, 3400, 34)
+_F = np.fft.rfftfreq(SIZE, 1 / RATE)
+_BANDS = np.stack([(_F >= a) & (_F < b) for a, b in zip(_EDGES[:-1], _EDGES[1:], strict=True)], 1).astype(
+    np.float32
+)
 _WINDOW = np.hanning(SIZE).astype(np.float32)
 
 
@@ -86,7 +93,8 @@ def fingerprint(wave: np.ndarray) -> Fingerprint:
     windows = np.lib.stride_tricks.sliding_window_view(x, SIZE)[::HOP]
     spectrum = scipy.fft.rfft(windows * _WINDOW, axis=1)
     energy = np.log((spectrum.real**2 + spectrum.imag**2) @ _BANDS + 1e-10)
-    change, level = np.diff(np.diff(energy, axis=1), axis=0), energy.mean(1)[1:]
+    change = np.diff(np.diff(energy, axis=1), axis=0)
+    level = energy.mean(1)[1:]
     words = np.packbits(change > 0, axis=1).view(">u4")[:, 0].astype(np.uint32)
     weak = np.argpartition(np.abs(change), WEAK, axis=1)[:, :WEAK]
     loud = (level > level.max() - 9) & (level > -20)  # natural log of energy: about 40 dB below the loudest
@@ -95,8 +103,10 @@ def fingerprint(wave: np.ndarray) -> Fingerprint:
 # %% ../../nbs/1_data/09_contamination.ipynb #8637c788
 def bit_error(a: Fingerprint, b: Fingerprint, shift: int = 0) -> tuple[float, int]:
     """Share of differing bits, and the number of loud frames compared, when frame `shift + i` of a meets frame i of b."""
-    start, end = max(shift, 0), min(len(a.words), shift + len(b.words))
-    one, two = slice(start, end), slice(start - shift, end - shift)
+    start = max(shift, 0)
+    end = min(len(a.words), shift + len(b.words))
+    one = slice(start, end)
+    two = slice(start - shift, end - shift)
     both = a.loud[one] & b.loud[two]
     n = int(both.sum())
     return (float(np.bitwise_count(a.words[one] ^ b.words[two])[both].sum()) / (32 * n) if n else 1.0), n
@@ -109,7 +119,8 @@ class _Index:
         places = [np.flatnonzero(p.loud) for p in prints]
         words = np.concatenate([p.words[at] for p, at in zip(prints, places, strict=True)])
         order = np.argsort(words, kind="stable")
-        self.words, self.place = words[order], np.concatenate(places)[order]
+        self.words = words[order]
+        self.place = np.concatenate(places)[order]
         self.owner = np.repeat(np.arange(len(prints)), [len(at) for at in places])[order]
 
     def candidates(self, p: Fingerprint, most: int = 20) -> np.ndarray:
@@ -128,7 +139,9 @@ class _Index:
         return pairs[np.argsort(-votes, kind="stable")[:most]]
 
 # %% ../../nbs/1_data/09_contamination.ipynb #a58e0c93
-def near_pairs(train: list[Fingerprint], test: list[Fingerprint], limit: float = 0.3, shortest: float = 0.5) -> pd.DataFrame:
+def near_pairs(
+    train: list[Fingerprint], test: list[Fingerprint], limit: float = 0.3, shortest: float = 0.5
+) -> pd.DataFrame:
     """Pairs of recordings that sound the same, whatever their level, codec, and cut.
 
     Parameters
@@ -144,7 +157,9 @@ def near_pairs(train: list[Fingerprint], test: list[Fingerprint], limit: float =
     pandas.DataFrame
         `train`, `test` (positions in the lists), `bit_error`, `shift` (s, where the test recording begins in the other).
     """
-    index, rows, frame = _Index(train), [], HOP / RATE
+    index = _Index(train)
+    rows = []
+    frame = HOP / RATE
     for j, p in enumerate(tqdm(test, desc="compare", unit="file")):
         best: dict[int, tuple] = {}
         for i, shift in index.candidates(p).tolist():
@@ -170,13 +185,20 @@ def _row(kind: str, train: pd.Series, test: pd.Series) -> dict:
     """Values that occur on both sides; "" does not count."""
     both = sorted((set(train) & set(test)) - {""})
     hit = test.isin(both)
-    return {"kind": kind, "shared": len(both), "train": int(train.isin(both).sum()), "test": int(hit.sum()),
-            "share": float(hit.mean()), "example": both[0] if both else ""}  # fmt: skip
+    return {
+        "kind": kind,
+        "shared": len(both),
+        "train": int(train.isin(both).sum()),
+        "test": int(hit.sum()),
+        "share": float(hit.mean()),
+        "example": both[0] if both else "",
+    }
 
 # %% ../../nbs/1_data/09_contamination.ipynb #3aa55a25
 def _heard(one: list, two: list, train: pd.Series, test: pd.Series, options: dict) -> list[dict]:
     """The two rows about sound; what is identical is left out of the second."""
-    x, y = pd.Series([h for h, _ in one]), pd.Series([h for h, _ in two])
+    x = pd.Series([h for h, _ in one])
+    y = pd.Series([h for h, _ in two])
     near = near_pairs([p for _, p in one], [p for _, p in two], **options)
     near = near[~near.test.isin(y.index[y.isin(set(x))])]
     who = [f"{test.iloc[r.test]} is {train.iloc[r.train]}" for r in near.head(1).itertuples()]
@@ -185,7 +207,9 @@ def _heard(one: list, two: list, train: pd.Series, test: pd.Series, options: dic
     return [_row("identical audio", x, y), row | {"share": n / len(y), "example": "".join(who)}]
 
 # %% ../../nbs/1_data/09_contamination.ipynb #0d4e7ca3
-def contamination(train: Manifest, test: Manifest, audio: bool = True, workers: int = -1, **options) -> pd.DataFrame:
+def contamination(
+    train: Manifest, test: Manifest, audio: bool = True, workers: int = -1, **options
+) -> pd.DataFrame:
     """What a training and a test set share.
 
     Parameters
@@ -205,10 +229,16 @@ def contamination(train: Manifest, test: Manifest, audio: bool = True, workers: 
         set, `example`. "near-identical" leaves out recordings that are identical. Equal speaker names of unrelated corpora count
         as one speaker: look at the example.
     """
-    a, b = train.utterances, test.utterances
-    one, two = origins(a), origins(b)
-    rows = [_row("made from the same corpus", _made_from(a), _made_from(b)), _row("speaker", one.voice, two.voice),
-            _row("source recording", one.recording, two.recording), _row("attack", a.attack, b.attack)]  # fmt: skip
+    a = train.utterances
+    b = test.utterances
+    one = origins(a)
+    two = origins(b)
+    rows = [
+        _row("made from the same corpus", _made_from(a), _made_from(b)),
+        _row("speaker", one.voice, two.voice),
+        _row("source recording", one.recording, two.recording),
+        _row("attack", a.attack, b.attack),
+    ]
     if audio:
         rows += _heard(listen(train, workers), listen(test, workers), a.utt, b.utt, options)
     return pd.DataFrame(rows)

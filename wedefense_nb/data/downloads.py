@@ -69,7 +69,8 @@ class Continue:
     """
 
     def __init__(self, part: Path, tries: int = 5):
-        self.part, self.tries = Path(part), tries
+        self.part = Path(part)
+        self.tries = tries
 
     def __call__(self, url: str, output_file, pooch, check_only: bool = False) -> None:
         import requests
@@ -82,8 +83,10 @@ class Continue:
             except broken as error:
                 if not left:
                     have = self.part.stat().st_size if self.part.is_file() else 0
-                    raise OSError(f"{url}: the line broke {self.tries} times, {have} bytes are here; "
-                                  "run the same command again to continue") from error  # fmt: skip
+                    raise OSError(
+                        f"{url}: the line broke {self.tries} times, {have} bytes are here; "
+                        "run the same command again to continue"
+                    ) from error
         shutil.move(self.part, output_file)
 
     def _rest(self, url: str) -> None:
@@ -98,9 +101,10 @@ class Continue:
                 raise OSError(f"{url}: the server answers {answer.status_code} ({answer.reason})")
             have = have if answer.status_code == 206 else 0
             total = have + int(answer.headers.get("Content-Length", 0))
-            with open(self.part, "ab" if have else "wb") as f, tqdm(
-                total=total or None, initial=have, unit="B", unit_scale=True, desc=self.part.stem
-            ) as bar:  # fmt: skip
+            with (
+                open(self.part, "ab" if have else "wb") as f,
+                tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=self.part.stem) as bar,
+            ):
                 for piece in answer.iter_content(1 << 13):  # small: a break loses less than one
                     f.write(piece)
                     bar.update(len(piece))
@@ -167,9 +171,13 @@ def download(name: str, folder, mirror: str = "", only: str = "", extract: bool 
     if name not in ARCHIVES:
         page = f"; see {CORPORA[name].url} (licence: {CORPORA[name].licence})" if name in CORPORA else ""
         raise CorpusError(f"{name}: cannot be fetched from here{page}. Can be: {', '.join(ARCHIVES)}")
-    wanted, rows, folder = [a for a in ARCHIVES[name] if only in a.name], [], Path(folder)
+    wanted = [a for a in ARCHIVES[name] if only in a.name]
+    rows = []
+    folder = Path(folder)
     if not wanted:
-        raise CorpusError(f"{name}: no archive contains {only!r}; there are {', '.join(a.name for a in ARCHIVES[name])}")
+        raise CorpusError(
+            f"{name}: no archive contains {only!r}; there are {', '.join(a.name for a in ARCHIVES[name])}"
+        )
     for archive in wanted:
         path = fetch(archive, folder, mirror)
         checksum = "agrees" if archive.md5 else "not published"

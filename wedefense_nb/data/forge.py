@@ -21,10 +21,13 @@ from torchaudio.functional import griffinlim, melscale_fbanks
 from tqdm import tqdm
 
 from .audio import SAMPLE_RATE, load, save
-from .manifest import SEGMENTS, Manifest, from_folder, utt_rng
+from .manifest import SEGMENTS, Manifest, open_manifest, utt_rng
+from ..files import atomic
+from ..registry import Registry
 
 # %% ../../nbs/1_data/10_forge.ipynb #91dd8468
-WINDOW, HOP = torch.hann_window(512), 160
+WINDOW = torch.hann_window(512)
+HOP = 160
 
 
 def _power(wave: np.ndarray) -> torch.Tensor:
@@ -48,13 +51,14 @@ def gl_mel(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _lpc_analysis(wave: np.ndarray, order: int = 12, frame: int = 400, hop: int = 240):
     """Per frame: prediction coefficients (F, order), gain (F,), pitch period in samples, 0 = unvoiced (F,)."""
     padded = np.pad(wave.astype(np.float64), (frame // 2, frame))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, frame)[:: hop][: len(wave) // hop + 1]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, frame)[::hop][: len(wave) // hop + 1]
     spectrum = np.abs(np.fft.rfft(frames * np.hamming(frame), 1024)) ** 2
-    r = np.fft.irfft(spectrum)[:, : frame]
+    r = np.fft.irfft(spectrum)[:, :frame]
     r[:, 0] = r[:, 0] * 1.0001 + 1e-9
     coefficients = np.stack([solve_toeplitz(row[:order], row[1 : order + 1]) for row in r])
     gain = np.sqrt(np.maximum(r[:, 0] - (coefficients * r[:, 1 : order + 1]).sum(1), 1e-12) / frame)
-    low, high = SAMPLE_RATE // 400, SAMPLE_RATE // 60
+    low = SAMPLE_RATE // 400
+    high = SAMPLE_RATE // 60
     periodicity = r[:, low:high] / r[:, :1]
     period = np.where(periodicity.max(1) > 0.35, periodicity.argmax(1) + low, 0)
     return coefficients, gain, period
@@ -62,7 +66,9 @@ def _lpc_analysis(wave: np.ndarray, order: int = 12, frame: int = 400, hop: int 
 
 def lpc(wave: np.ndarray, rng: np.random.Generator, hop: int = 240) -> np.ndarray:
     """Linear-prediction vocoder: an all-pole filter driven by pulses or noise (Atal & Hanauer, 1971)."""
-    out, state, next_pulse = np.zeros(len(wave) + hop), np.zeros(12), 0
+    out = np.zeros(len(wave) + hop)
+    state = np.zeros(12)
+    next_pulse = 0
     for i, (a, gain, period) in enumerate(zip(*_lpc_analysis(wave, hop=hop), strict=True)):
         source = rng.normal(size=hop)
         if period:
@@ -114,18 +120,14 @@ def world_vc(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _world(wave, change)
 
 # %% ../../nbs/1_data/10_forge.ipynb #e89f0235
-VOCODERS: dict[str, Callable] = {f.__name__: f for f in (gl_lin, gl_mel, lpc, world, world_coded, world_vc)}
+VOCODERS = Registry("vocoder")
+for _vocoder in (gl_lin, gl_mel, lpc, world, world_coded, world_vc):
+    VOCODERS.add(_vocoder.__name__, _vocoder)
 
 
 def vocode(wave: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray:
     """Copy-synthesis: rebuild a recording (T,) with a vocoder of `VOCODERS`, at the same length and RMS."""
-    return _match_level(VOCODERS[_known(name)](wave, rng), wave)
-
-
-def _known(name: str) -> str:
-    if name not in VOCODERS:
-        raise KeyError(f"unknown vocoder {name!r}; there are {sorted(VOCODERS)}")
-    return name
+    return _match_level(VOCODERS[name](wave, rng), wave)
 
 
 def _match_level(wave: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -171,10 +173,12 @@ def choose_spans(wave: np.ndarray, rng: np.random.Generator, shortest: float = 0
 
     Returns (start, end) in samples, in rising order, not touching; the middle third where nothing else fits.
     """
-    cuts, target = find_boundaries(wave), rng.uniform(0.25, 0.55) * len(wave)
+    cuts = find_boundaries(wave)
+    target = rng.uniform(0.25, 0.55) * len(wave)
     spans: list[tuple[int, int]] = []
     for i in rng.permutation(len(cuts) - 1):
-        start, end = int(cuts[i]), int(cuts[min(i + 1 + int(rng.integers(2)), len(cuts) - 1)])
+        start = int(cuts[i])
+        end = int(cuts[min(i + 1 + int(rng.integers(2)), len(cuts) - 1)])
         free = all(end < s or e < start for s, e in spans)
         covered = sum(e - s for s, e in spans)
         if free and covered < target and covered + end - start <= 0.7 * len(wave) and len(spans) < 3:
@@ -187,7 +191,8 @@ def plan(source: Manifest, vocoders, partial: float, spliced: float, seed: int) 
 
     `kind` is full, partial or spliced (bona fide with words from `donor`, the same speaker's recording).
     """
-    rows, bona = [], source.utterances[source.utterances.label == "bonafide"]
+    rows = []
+    bona = source.utterances[source.utterances.label == "bonafide"]
     if len(bona) == 0:
         raise ValueError("no bona fide recordings to make fakes of")
     for u in bona.itertuples():
@@ -196,7 +201,8 @@ def plan(source: Manifest, vocoders, partial: float, spliced: float, seed: int) 
         common = {"source": u.utt, "donor": "", "speaker": u.speaker, "split": u.split}
         rows.append({"utt": u.utt, "kind": "full", "attack": "", **common})
         if same and rng.random() < spliced:
-            rows.append({"utt": f"{u.utt}-spliced", "kind": "spliced", "attack": "", **common, "donor": rng.choice(same)})
+            own = {"utt": f"{u.utt}-spliced", "kind": "spliced", "attack": ""}
+            rows.append({**own, **common, "donor": rng.choice(same)})
         for name in vocoders:
             kind = "partial" if rng.random() < partial else "full"
             rows.append({"utt": f"{u.utt}-{name}-{kind}", "kind": kind, "attack": name, **common})
@@ -207,33 +213,46 @@ def _tile(spans, length: int, label: str, attack: str) -> list[dict]:
     """Segments (seconds) that cover the recording: the spans and the bona fide stretches between them."""
     edges = [0, *(x for span in spans for x in span), length]
     kinds = [{"label": "bonafide", "attack": ""}, {"label": label, "attack": attack}]  # between spans, inside
-    times = [{"start": a / SAMPLE_RATE, "end": b / SAMPLE_RATE} for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    return [{**time, **kinds[i % 2]} for i, time in enumerate(times) if time["end"] > time["start"]]
+    segments = []
+    for i, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        if end > start:
+            segments.append({"start": start / SAMPLE_RATE, "end": end / SAMPLE_RATE, **kinds[i % 2]})
+    return segments
 
 
 def _make(job: dict, path: Path, donor: Path, out: Path, seed: int, channel: Callable | None) -> dict:
     """Run one job of the plan and leave its sound and its note."""
-    rng, (wave, _) = utt_rng(job["utt"], seed), load(path)
+    rng = utt_rng(job["utt"], seed)
+    wave, _ = load(path)
     spans = [] if job["kind"] == "full" else choose_spans(wave, rng)
     if job["kind"] == "spliced":
         other = np.roll(np.resize(load(donor)[0], len(wave)), int(rng.integers(len(wave))))
     else:
         other = vocode(wave, job["attack"], rng) if job["attack"] else wave
     if channel:
-        wave, other = channel(wave, job["source"]), channel(other, job["source"])
+        wave = channel(wave, job["source"])
+        other = channel(other, job["source"])
     wave = splice(wave, other, spans, fade=int(rng.choice([0, 80, 160]))) if spans else other
     label = "spoof" if job["attack"] else "bonafide"
     name = job["utt"].replace("/", "%2F")  # ids may have slashes, file names may not
     note = {**job, "label": label, "codec": "", "path": f"audio/{name}.flac", "sample_rate": SAMPLE_RATE}
     save(out / note["path"], wave / max(1.0, float(np.abs(wave).max())))
-    note["duration"], note["segments"] = len(wave) / SAMPLE_RATE, _tile(spans, len(wave), label, job["attack"])
-    (out / "notes" / f"{name}.part").write_text(json.dumps(note))
-    (out / "notes" / f"{name}.part").replace(out / "notes" / f"{name}.json")
+    note["duration"] = len(wave) / SAMPLE_RATE
+    note["segments"] = _tile(spans, len(wave), label, job["attack"])
+    with atomic(out / "notes" / f"{name}.json") as part:
+        part.write_text(json.dumps(note))
     return note
 
 # %% ../../nbs/1_data/10_forge.ipynb #dd9a66a5
 def forge(
-    source, out, vocoders=("gl_mel", "lpc", "world"), partial=1 / 3, spliced=0.1, seed=0, workers=-1, channel=None
+    source,
+    out,
+    vocoders=("gl_mel", "lpc", "world"),
+    partial=1 / 3,
+    spliced=0.1,
+    seed=0,
+    workers=-1,
+    channel=None,
 ) -> Manifest:
     """Make full and partial fakes of bona fide speech, with exact segments; the manifest is also written to `out`.
 
@@ -252,9 +271,11 @@ def forge(
     channel : function (wave, source utt) -> wave of equal length, optional
         A room or a telephone that the recording and its fakes go through before they are spliced.
     """
-    if not isinstance(source, Manifest):
-        source = Manifest.read(source) if (Path(source) / "utterances.csv").is_file() else from_folder(source)
-    out, jobs = Path(out), plan(source, [_known(v) for v in vocoders], partial, spliced, seed)
+    for name in vocoders:
+        VOCODERS[name]  # an unknown one is refused before anything is made
+    source = open_manifest(source, label="bonafide")
+    out = Path(out)
+    jobs = plan(source, vocoders, partial, spliced, seed)
     done = _open_folder(out, jobs, {"partial": partial, "spliced": spliced, "seed": seed})
     where = dict(zip(source.utterances.utt, source.paths(), strict=True))
     todo = [j for j in jobs.to_dict("records") if j["utt"] not in done]
@@ -271,7 +292,9 @@ def _open_folder(out: Path, jobs: pd.DataFrame, settings: dict) -> dict:
     if not (out / "forge.json").is_file():
         (out / "forge.json").write_text(json.dumps(settings))
     if json.loads((out / "forge.json").read_text()) != settings:
-        raise FileExistsError(f"{out}: holds a corpus made with other settings; choose another folder or delete it")
+        raise FileExistsError(
+            f"{out}: holds a corpus made with other settings; choose another folder or delete it"
+        )
     notes = [json.loads(p.read_text()) for p in (out / "notes").glob("*.json")]
     return {n["utt"]: n for n in notes if (out / n["path"]).is_file()}
 

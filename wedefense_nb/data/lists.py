@@ -31,7 +31,9 @@ def find_root(name: str, root, wanted, inside=()) -> Path:
             return folder
     names = sorted(p.name + "/" * p.is_dir() for p in root.iterdir())
     found = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"
-    raise CorpusError(f"{root}: not the root of {name}. Expected here: {' or '.join(map(str, wanted))}. Found: {found}")
+    raise CorpusError(
+        f"{root}: not the root of {name}. Expected here: {' or '.join(map(str, wanted))}. Found: {found}"
+    )
 
 # %% ../../nbs/1_data/04_lists.ipynb #f2ec0c6b
 def _bad_lines(path: Path, widths) -> str:
@@ -57,13 +59,25 @@ def read_fields(path, widths) -> pd.DataFrame:
     try:
         with open(path, encoding="utf-8-sig") as f:
             n = len(next((line for line in f if line.strip()), "").split())
-        t = pd.read_csv(path, sep=r"\s+", header=None, names=range(n + 1), dtype=str, keep_default_na=False,
-                        na_values=[], quoting=csv.QUOTE_NONE, encoding="utf-8-sig", index_col=False)  # fmt: skip
+        t = pd.read_csv(
+            path,
+            sep=r"\s+",
+            header=None,
+            names=range(n + 1),
+            dtype=str,
+            keep_default_na=False,
+            na_values=[],
+            quoting=csv.QUOTE_NONE,
+            encoding="utf-8-sig",
+            index_col=False,
+        )
         fits = n in widths and (t[n].fillna("") == "").all() and (t[n - 1].fillna("") != "").all()
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
         fits = False
     if not fits:
-        raise CorpusError(f"{path}: need {' or '.join(map(str, widths))} fields in every line; {_bad_lines(path, widths)}")
+        raise CorpusError(
+            f"{path}: need {' or '.join(map(str, widths))} fields in every line; {_bad_lines(path, widths)}"
+        )
     return t.drop(columns=n)
 
 # %% ../../nbs/1_data/04_lists.ipynb #3eaa3d15
@@ -73,7 +87,9 @@ def to_labels(column: pd.Series, words: dict[str, str], where) -> pd.Series:
     if labels.isna().any():
         unknown = sorted({repr(x) for x in column[labels.isna()]})[:5]
         row = int(labels.isna().to_numpy().argmax()) + 1
-        raise CorpusError(f"{where}: label {', '.join(unknown)} (first in row {row}) is none of {', '.join(words)}")
+        raise CorpusError(
+            f"{where}: label {', '.join(unknown)} (first in row {row}) is none of {', '.join(words)}"
+        )
     return labels.astype("str")
 
 # %% ../../nbs/1_data/04_lists.ipynb #231c248e
@@ -82,8 +98,10 @@ def agree(label: pd.Series, bonafide: pd.Series, where, what: str) -> None:
     odd = (label == "bonafide") != bonafide
     if odd.any():
         row = int(odd.to_numpy().argmax())
-        raise CorpusError(f"{where}: labels contradict {what} in {int(odd.sum())} rows, first row {row + 1} "
-                          f"(label {label.iloc[row]}): is it the right list, and the right polarity?")  # fmt: skip
+        raise CorpusError(
+            f"{where}: labels contradict {what} in {int(odd.sum())} rows, first row {row + 1} "
+            f"(label {label.iloc[row]}): is it the right list, and the right polarity?"
+        )
 
 
 KEY = {"bonafide": "bonafide", "spoof": "spoof"}

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..data.batches import frame_mask
 from .pretrained import Checkpoint, EncoderConfig, read_checkpoint, translate
-from .upstreams import encoder_frames, register_encoder
+from .upstreams import encoder_frames, ENCODERS
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #895613ae
 def learns(x: Tensor, layer: nn.Module) -> bool:
@@ -45,7 +45,8 @@ def time_norm(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, eps: floa
         centred = x - x.mean(1, keepdim=True)
         var = centred.square().mean(1, keepdim=True)
     else:
-        mask, n = frame_mask(frames, x.shape[1])[..., None], frames[:, None, None].to(x)
+        mask = frame_mask(frames, x.shape[1])[..., None]
+        n = frames[:, None, None].to(x)
         centred = x - (x * mask).sum(1, keepdim=True) / n
         var = (centred * mask).square().sum(1, keepdim=True) / n
     return torch.addcmul(bias, centred, weight * (var + eps).rsqrt())
@@ -58,7 +59,9 @@ class ConvLayer(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, (1, kernel), (1, stride), bias=bias)
         self.norm = nn.LayerNorm(c_out) if norm else None  # only holds weights if the norm is over time
-        self.kind, self.kernel, self.stride = norm, kernel, stride
+        self.kind = norm
+        self.kernel = kernel
+        self.stride = stride
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
         if learns(x, self.conv):  # on the way back, channels first are faster
@@ -77,8 +80,11 @@ class PositionConv(nn.Module):
 
     def __init__(self, c: EncoderConfig):
         super().__init__()
-        half, self.stacked = c.pos_kernel // 2, c.pos_depth > 1
-        convs = [nn.Conv1d(c.dim, c.dim, c.pos_kernel, padding=half, groups=c.pos_groups) for _ in range(c.pos_depth)]
+        half = c.pos_kernel // 2
+        self.stacked = c.pos_depth > 1
+        convs = [
+            nn.Conv1d(c.dim, c.dim, c.pos_kernel, padding=half, groups=c.pos_groups) for _ in range(c.pos_depth)
+        ]
         self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -92,9 +98,13 @@ class PositionConv(nn.Module):
 def distance_buckets(size: int, buckets: int, longest: int, device=None) -> Tensor:
     """Bucket of every pair of frames (query, key), (size, size): exact when near, logarithmic when far (T5, WavLM)."""
     at = torch.arange(size, device=device)
-    distance, half = at[None] - at[:, None], buckets // 2
-    near, exact = distance.abs(), half // 2
-    far = exact + (torch.log(near.clamp(min=1).float() / exact) / math.log(longest / exact) * (half - exact)).long()
+    distance = at[None] - at[:, None]
+    half = buckets // 2
+    near = distance.abs()
+    exact = half // 2
+    far = (
+        exact + (torch.log(near.clamp(min=1).float() / exact) / math.log(longest / exact) * (half - exact)).long()
+    )
     return (distance > 0) * half + torch.where(near < exact, near, far.clamp(max=half - 1))
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #7c26c7ae
@@ -116,7 +126,8 @@ class Gate(nn.Module):
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
-        self.heads, self.linear = heads, nn.Linear(dim // heads, 8)
+        self.heads = heads
+        self.linear = nn.Linear(dim // heads, 8)
         self.scale = nn.Parameter(torch.ones(1, heads, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,9 +142,12 @@ class Layer(nn.Module):
     def __init__(self, c: EncoderConfig):
         super().__init__()
         self.config = c
-        self.qkv, self.out = nn.Linear(c.dim, 3 * c.dim), nn.Linear(c.dim, c.dim)
-        self.fc1, self.fc2 = nn.Linear(c.dim, c.hidden), nn.Linear(c.hidden, c.dim)
-        self.norm1, self.norm2 = nn.LayerNorm(c.dim), nn.LayerNorm(c.dim)
+        self.qkv = nn.Linear(c.dim, 3 * c.dim)
+        self.out = nn.Linear(c.dim, c.dim)
+        self.fc1 = nn.Linear(c.dim, c.hidden)
+        self.fc2 = nn.Linear(c.hidden, c.dim)
+        self.norm1 = nn.LayerNorm(c.dim)
+        self.norm2 = nn.LayerNorm(c.dim)
         self.gate = Gate(c.dim, c.heads) if c.relative else None
 
     def attend(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -152,7 +166,8 @@ class Layer(nn.Module):
         return linear(x, self.fc2)
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-        p, training = self.config.dropout, self.training
+        p = self.config.dropout
+        training = self.training
         if self.config.norm_first:
             x = x + F.dropout(self.attend(self.norm1(x), mask, bias), p, training)
             return x + F.dropout(self.feed(self.norm2(x)), p, training)
@@ -167,13 +182,18 @@ class FastEncoder(nn.Module):
 
     def __init__(self, c: EncoderConfig):
         super().__init__()
-        self.config, self.checkpointing, channels = c, False, [1, *(layer[0] for layer in c.conv)]
+        self.config = c
+        self.checkpointing = False
+        channels = [1, *(layer[0] for layer in c.conv)]
         norms = ["layer" if c.conv_norm == "layer" else "group" if i == 0 else "" for i in range(len(c.conv))]
         layers = zip(channels, c.conv, norms, strict=False)
         self.convs = nn.ModuleList(ConvLayer(c_in, *conv, c.conv_bias, norm) for c_in, conv, norm in layers)
         self.conv_norm = nn.LayerNorm(channels[-1])
-        self.project = nn.Linear(channels[-1], c.dim) if channels[-1] != c.dim or c.pos_depth > 1 else nn.Identity()
-        self.position, self.norm = PositionConv(c), nn.LayerNorm(c.dim)
+        self.project = (
+            nn.Linear(channels[-1], c.dim) if channels[-1] != c.dim or c.pos_depth > 1 else nn.Identity()
+        )
+        self.position = PositionConv(c)
+        self.norm = nn.LayerNorm(c.dim)
         self.distance = DistanceBias(c) if c.relative else None
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
 
@@ -234,12 +254,14 @@ FAST_NAMES = [
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #73fefbd5
 def fast_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights by the names of `FastEncoder`, from fairseq's."""
-    out, rest = {}, dict(weights)
+    out = {}
+    rest = dict(weights)
     for key in [k for k in weights if ".q_proj." in k]:
         name = key.replace("self_attn.q_proj", "qkv").removeprefix("encoder.")
         out[name] = torch.cat([rest.pop(key.replace(".q_proj.", f".{x}_proj.")) for x in "qkv"])
     for key in [k for k in weights if k.endswith("weight_g")]:
-        g, v = rest.pop(key), rest.pop(key[:-1] + "v")
+        g = rest.pop(key)
+        v = rest.pop(key[:-1] + "v")
         rest[key[:-2]] = g * v / torch.linalg.vector_norm(v, dim=(0, 1), keepdim=True)
     for name, value in rest.items():
         name = translate(name, FAST_NAMES)
@@ -247,12 +269,14 @@ def fast_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #98ae0fb8
-@register_encoder("fast")
+@ENCODERS.register("fast")
 def fast_encoder(source) -> FastEncoder:
     """The encoder of a file or folder (`read_checkpoint`), or with random weights from an `EncoderConfig` as dict."""
     if isinstance(source, dict):
-        as_tuples = {k: tuple(map(tuple, v)) if k == "conv" else tuple(v) if k == "relative" and v else v
-                     for k, v in source.items()}  # fmt: skip
+        as_tuples = {
+            k: tuple(map(tuple, v)) if k == "conv" else tuple(v) if k == "relative" and v else v
+            for k, v in source.items()
+        }
         return FastEncoder(EncoderConfig(**as_tuples))
     found: Checkpoint = read_checkpoint(Path(source))
     encoder = FastEncoder(found.config)

@@ -48,7 +48,8 @@ def cmvn(feats: Tensor, frames: Tensor, variance: bool = False) -> Tensor:
     torch.Tensor
         Same shape.
     """
-    mask, axis = time_mask(feats, frames), feats.ndim - 2
+    mask = time_mask(feats, frames)
+    axis = feats.ndim - 2
     n = mask.sum(axis, keepdim=True)
     x = feats - feats.masked_fill(~mask, 0).sum(axis, keepdim=True) / n
     x = x.masked_fill(~mask, 0)
@@ -57,9 +58,12 @@ def cmvn(feats: Tensor, frames: Tensor, variance: bool = False) -> Tensor:
     return x
 
 # %% ../../nbs/2_features/03_normalisation.ipynb #12d86984
-def window_edges(frames: Tensor, total: int, window: int, causal: bool = False, shortest: int = 100) -> tuple[Tensor, Tensor]:
+def window_edges(
+    frames: Tensor, total: int, window: int, causal: bool = False, shortest: int = 100
+) -> tuple[Tensor, Tensor]:
     """First frame and frame after the last of each frame's window, after Kaldi: two int64 tensors (B, total)."""
-    t, n = torch.arange(total, device=frames.device).expand(len(frames), -1), frames[:, None]
+    t = torch.arange(total, device=frames.device).expand(len(frames), -1)
+    n = frames[:, None]
     if causal:
         start = (t - window).clamp(min=0)
         end = (t + 1).clamp(min=shortest)
@@ -76,8 +80,14 @@ def _window_sums(x: Tensor, edges: tuple[Tensor, Tensor]) -> Tensor:
     return sums.gather(1, end) - sums.gather(1, start)
 
 # %% ../../nbs/2_features/03_normalisation.ipynb #76ec1ee6
-def sliding_cmvn(feats: Tensor, frames: Tensor, window: int = 300, variance: bool = False, causal: bool = False,
-                 shortest: int = 100) -> Tensor:  # fmt: skip
+def sliding_cmvn(
+    feats: Tensor,
+    frames: Tensor,
+    window: int = 300,
+    variance: bool = False,
+    causal: bool = False,
+    shortest: int = 100,
+) -> Tensor:
     """`cmvn` over a window that moves with each frame (Kaldi's apply-cmvn-sliding).
 
     Parameters
@@ -92,7 +102,9 @@ def sliding_cmvn(feats: Tensor, frames: Tensor, window: int = 300, variance: boo
     mask = time_mask(feats, frames)
     if feats.ndim == 4:
         layers = feats.shape[1]
-        flat = sliding_cmvn(feats.flatten(0, 1), frames.repeat_interleave(layers), window, variance, causal, shortest)
+        flat = sliding_cmvn(
+            feats.flatten(0, 1), frames.repeat_interleave(layers), window, variance, causal, shortest
+        )
         return flat.view_as(feats)
     edges = window_edges(frames, feats.shape[1], window, causal, shortest)
     n = (edges[1] - edges[0])[..., None]
@@ -154,13 +166,18 @@ def legacy_cmvn(feats: Tensor, frames: Tensor) -> Tensor:
 class CMVN(nn.Module):
     """`cmvn`, `sliding_cmvn` (with a `window`) or `legacy_cmvn`, as a module: (feats, frames) to feats."""
 
-    def __init__(self, variance: bool = False, window: int | None = None, causal: bool = False, legacy: bool = False):
+    def __init__(
+        self, variance: bool = False, window: int | None = None, causal: bool = False, legacy: bool = False
+    ):
         super().__init__()
         if legacy and (variance or window is not None):
             raise ValueError("legacy is a mean over features: it has no variance and no window")
         if causal and window is None:
             raise ValueError("causal needs a window")
-        self.variance, self.window, self.causal, self.legacy = variance, window, causal, legacy
+        self.variance = variance
+        self.window = window
+        self.causal = causal
+        self.legacy = legacy
 
     def forward(self, feats: Tensor, frames: Tensor) -> Tensor:
         """(B, F, D) or (B, L, F, D) to the same shape, zero beyond each recording's frames."""
@@ -176,7 +193,9 @@ class Normalised(nn.Module):
 
     def __init__(self, front: nn.Module, **options):
         super().__init__()
-        self.front, self.norm, self.dim = front, CMVN(**options), front.dim
+        self.front = front
+        self.norm = CMVN(**options)
+        self.dim = front.dim
 
     def frames(self, lengths: Tensor) -> Tensor:
         """Frames for lengths in samples."""

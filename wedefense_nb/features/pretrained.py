@@ -108,7 +108,8 @@ def find_checkpoint(name) -> Path:
         return Path(name)
     if str(name) not in UPSTREAMS:
         raise ValueError(f"{name!r} is neither a file, nor a folder, nor one of {sorted(UPSTREAMS)}")
-    known, folder = UPSTREAMS[str(name)], cache_dir() / "upstreams"
+    known = UPSTREAMS[str(name)]
+    folder = cache_dir() / "upstreams"
     if not known.url.endswith("/"):
         return fetch_file(known.url, folder / f"{name}.pt")
     for part in ("config.json", "preprocessor_config.json", "pytorch_model.bin"):
@@ -164,41 +165,63 @@ def conv_layers(text: str) -> tuple:
 def _fairseq_config(c: dict, normalize: bool, stacked: bool) -> EncoderConfig:
     """From the fields of fairseq (wav2vec 2.0, HuBERT, data2vec) or of WavLM and UniSpeech-SAT."""
     conv = c.get("conv_feature_layers", "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2")
-    kernel, depth = c.get("conv_pos", 128), c.get("pos_conv_depth", 5) if stacked else 1
-    relative = (c.get("num_buckets", 320), c.get("max_distance", 1280)) if c.get("relative_position_embedding") else None
+    kernel = c.get("conv_pos", 128)
+    depth = c.get("pos_conv_depth", 5) if stacked else 1
+    relative = (
+        (c.get("num_buckets", 320), c.get("max_distance", 1280)) if c.get("relative_position_embedding") else None
+    )
     if c.get("layer_type", "transformer") != "transformer" or c.get("activation_fn", "gelu") != "gelu":
-        raise ValueError(f"only GELU transformers are read here, not {c.get('layer_type')} with {c.get('activation_fn')}")
+        raise ValueError(
+            f"only GELU transformers are read here, not {c.get('layer_type')} with {c.get('activation_fn')}"
+        )
     return EncoderConfig(
-        dim=c.get("encoder_embed_dim", 768), layers=c.get("encoder_layers", 12),
-        heads=c.get("encoder_attention_heads", 12), hidden=c.get("encoder_ffn_embed_dim", 3072),
-        conv=conv_layers(conv), conv_bias=c.get("conv_bias", False),
+        dim=c.get("encoder_embed_dim", 768),
+        layers=c.get("encoder_layers", 12),
+        heads=c.get("encoder_attention_heads", 12),
+        hidden=c.get("encoder_ffn_embed_dim", 3072),
+        conv=conv_layers(conv),
+        conv_bias=c.get("conv_bias", False),
         conv_norm="layer" if c.get("extractor_mode", "default") == "layer_norm" else "group",
-        norm_first=c.get("layer_norm_first", False), pos_groups=c.get("conv_pos_groups", 16),
-        pos_kernel=max(3, kernel // depth) if stacked else kernel, pos_depth=depth, relative=relative,
-        dropout=c.get("dropout", 0.1), attention_dropout=c.get("attention_dropout", 0.1),
-        activation_dropout=c.get("activation_dropout", 0.0), layerdrop=c.get("encoder_layerdrop", 0.0),
+        norm_first=c.get("layer_norm_first", False),
+        pos_groups=c.get("conv_pos_groups", 16),
+        pos_kernel=max(3, kernel // depth) if stacked else kernel,
+        pos_depth=depth,
+        relative=relative,
+        dropout=c.get("dropout", 0.1),
+        attention_dropout=c.get("attention_dropout", 0.1),
+        activation_dropout=c.get("activation_dropout", 0.0),
+        layerdrop=c.get("encoder_layerdrop", 0.0),
         normalize=bool(normalize),
-    )  # fmt: skip
+    )
 
 # %% ../../nbs/2_features/05_pretrained.ipynb #25f6117c
 def _hf_config(c: dict, normalize: bool) -> EncoderConfig:
     """From the `config.json` of Hugging Face."""
-    stacked, wavlm = c["model_type"] == "data2vec-audio", c["model_type"] == "wavlm"
+    stacked = c["model_type"] == "data2vec-audio"
+    wavlm = c["model_type"] == "wavlm"
     odd = [k for k in ("add_adapter", "adapter_attn_dim", "conv_pos_batch_norm") if c.get(k)]
     odd += [] if c.get("feat_proj_layer_norm", True) else ["feat_proj_layer_norm: false"]
     if odd or c["hidden_act"] != "gelu":
         raise ValueError(f"this folder uses {odd or c['hidden_act']}, which is not read here")
     return EncoderConfig(
-        dim=c["hidden_size"], layers=c["num_hidden_layers"], heads=c["num_attention_heads"],
-        hidden=c["intermediate_size"], conv=tuple(zip(c["conv_dim"], c["conv_kernel"], c["conv_stride"], strict=True)),
-        conv_bias=c["conv_bias"], conv_norm=c.get("feat_extract_norm", "layer"),
-        norm_first=c.get("do_stable_layer_norm", False), pos_groups=c["num_conv_pos_embedding_groups"],
+        dim=c["hidden_size"],
+        layers=c["num_hidden_layers"],
+        heads=c["num_attention_heads"],
+        hidden=c["intermediate_size"],
+        conv=tuple(zip(c["conv_dim"], c["conv_kernel"], c["conv_stride"], strict=True)),
+        conv_bias=c["conv_bias"],
+        conv_norm=c.get("feat_extract_norm", "layer"),
+        norm_first=c.get("do_stable_layer_norm", False),
+        pos_groups=c["num_conv_pos_embedding_groups"],
         pos_kernel=c["conv_pos_kernel_size"] if stacked else c["num_conv_pos_embeddings"],
         pos_depth=c["num_conv_pos_embeddings"] if stacked else 1,
         relative=(c["num_buckets"], c["max_bucket_distance"]) if wavlm else None,
-        dropout=c["hidden_dropout"], attention_dropout=c["attention_dropout"],
-        activation_dropout=c["activation_dropout"], layerdrop=c["layerdrop"], normalize=normalize,
-    )  # fmt: skip
+        dropout=c["hidden_dropout"],
+        attention_dropout=c["attention_dropout"],
+        activation_dropout=c["activation_dropout"],
+        layerdrop=c["layerdrop"],
+        normalize=normalize,
+    )
 
 # %% ../../nbs/2_features/05_pretrained.ipynb #ec5209e9
 HF_NAMES = [
@@ -252,15 +275,22 @@ def read_checkpoint(path) -> Checkpoint:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise ValueError(f"{path} holds objects that could run code, or is no file of weights: convert it (s3prl)") from e
-    weights, c = state.get("model_weight", state.get("model")), state.get("model_cfg", state.get("cfg"))
+        raise ValueError(
+            f"{path} holds objects that could run code, or is no file of weights: convert it (s3prl)"
+        ) from e
+    weights = state.get("model_weight", state.get("model"))
+    c = state.get("model_cfg", state.get("cfg"))
     if not isinstance(weights, dict) or not isinstance(c, dict):
-        raise ValueError(f"{path} is no converted checkpoint: it has {sorted(state)[:6]}, not model_cfg and model_weight")
+        raise ValueError(
+            f"{path} is no converted checkpoint: it has {sorted(state)[:6]}, not model_cfg and model_weight"
+        )
     stacked = "encoder.pos_conv.1.0.weight" in weights  # only data2vec has several
     normalize = state.get("task_cfg", c).get("normalize", False)
     kind = "hubert" if "dictionaries_symbols" in state else "data2vec" if stacked else "wav2vec2"
     kind = "wavlm" if "cfg" in state else kind
-    return Checkpoint(_fairseq_config(c, normalize, stacked), {k: v for k, v in weights.items() if is_encoder(k)}, kind)
+    return Checkpoint(
+        _fairseq_config(c, normalize, stacked), {k: v for k, v in weights.items() if is_encoder(k)}, kind
+    )
 
 # %% ../../nbs/2_features/05_pretrained.ipynb #f3b017d7
 def _read_hf(folder: Path) -> Checkpoint:
@@ -292,5 +322,13 @@ BASE = EncoderConfig(
 
 
 LARGE = replace(
-    BASE, dim=1024, layers=24, heads=16, hidden=4096, conv_bias=True, conv_norm="layer", norm_first=True, normalize=True
+    BASE,
+    dim=1024,
+    layers=24,
+    heads=16,
+    hidden=4096,
+    conv_bias=True,
+    conv_norm="layer",
+    norm_first=True,
+    normalize=True,
 )

@@ -15,7 +15,7 @@ from ..data.batches import frame_mask
 from ..features.sinc import FixedLength, SincBank, sinc_edges
 from .detector import Detector, register
 from .layers import MaskedBatchNorm
-from .losses import PlainHead
+from .losses import SoftmaxHead
 
 # %% ../../nbs/4_models/06_aasist.ipynb #65b5db46
 class GraphBlock(nn.Module):
@@ -40,7 +40,8 @@ class GraphBlock(nn.Module):
         self.norm2 = MaskedBatchNorm(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, (2, 3), padding=(0, 1))
         self.shortcut = nn.Conv2d(c_in, c_out, (1, 3), padding=(0, 1)) if c_in != c_out else nn.Identity()
-        self.pool, self.dead = pool, legacy and not first
+        self.pool = pool
+        self.dead = legacy and not first
         if self.dead:
             self.norm1.requires_grad_(False)  # so that nothing waits for a gradient that never comes
 
@@ -52,7 +53,8 @@ class GraphBlock(nn.Module):
         if not self.pool:
             return x * mask, frames
         x = x.add_(torch.where(mask, 0.0, torch.finfo(x.dtype).min / 2))  # padding never is the maximum
-        x, frames = nn.functional.max_pool2d(x, (1, 3), ceil_mode=x.shape[3] < 3), (frames // 3).clamp(min=1)
+        x = nn.functional.max_pool2d(x, (1, 3), ceil_mode=x.shape[3] < 3)
+        frames = (frames // 3).clamp(min=1)
         return x * frame_mask(frames, x.shape[3])[:, None, None], frames
 
 # %% ../../nbs/4_models/06_aasist.ipynb #e3c20693
@@ -64,7 +66,8 @@ class GraphEncoder(nn.Module):
 
     def __init__(self, bands: int, channels, pool: bool = True, legacy: bool = False):
         super().__init__()
-        self.dim, self.channels = bands * channels[-1], channels[-1]
+        self.dim = bands * channels[-1]
+        self.channels = channels[-1]
         self.norm = MaskedBatchNorm(1)
         pairs = zip([1, *channels[:-1]], channels, strict=True)
         self.blocks = nn.ModuleList([GraphBlock(a, b, i == 0, pool, legacy) for i, (a, b) in enumerate(pairs)])
@@ -72,7 +75,9 @@ class GraphEncoder(nn.Module):
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled() and feats.device.type == "cpu" and not self.training and len(feats) > 1:
-            parts = [self(x, n) for x, n in zip(feats.split(1), frames.split(1), strict=True)]  # the cache is small
+            parts = [
+                self(x, n) for x, n in zip(feats.split(1), frames.split(1), strict=True)
+            ]  # the cache is small
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
         x = feats.transpose(1, 2)[:, None]
         x = torch.selu_(self.norm(x, frame_mask(frames, x.shape[3])[:, None, None]))
@@ -104,7 +109,8 @@ def pair_scores(h: Tensor, project: nn.Linear, vectors: Tensor, budget: int | No
         return torch.tanh(project(a[:, :, None] * b[:, None])) @ vectors
 
     for i in range(0, n, rows):
-        a, b = h[:, i : i + rows], h[:, i:]
+        a = h[:, i : i + rows]
+        b = h[:, i:]
         s = checkpoint(block, a, b, use_reentrant=False) if again else block(a, b)
         out[:, i : i + rows, i:] = s
         out[:, i + rows :, i : i + rows] = s[:, :, rows:].transpose(1, 2)
@@ -124,9 +130,13 @@ class GraphAttention(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, temperature: float = 2.0):
         super().__init__()
-        self.pair, self.vector = nn.Linear(dim, out_dim), _vector(out_dim)
-        self.mix, self.keep = nn.Linear(dim, out_dim), nn.Linear(dim, out_dim)
-        self.norm, self.drop, self.temperature = MaskedBatchNorm(out_dim), nn.Dropout(0.2), temperature
+        self.pair = nn.Linear(dim, out_dim)
+        self.vector = _vector(out_dim)
+        self.mix = nn.Linear(dim, out_dim)
+        self.keep = nn.Linear(dim, out_dim)
+        self.norm = MaskedBatchNorm(out_dim)
+        self.drop = nn.Dropout(0.2)
+        self.temperature = temperature
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         h = self.drop(h)
@@ -143,10 +153,13 @@ class GraphPool(nn.Module):
 
     def __init__(self, dim: int, ratio: float):
         super().__init__()
-        self.proj, self.drop, self.ratio = nn.Linear(dim, 1), nn.Dropout(0.3), ratio
+        self.proj = nn.Linear(dim, 1)
+        self.drop = nn.Dropout(0.3)
+        self.ratio = ratio
 
     def forward(self, h: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        score, total = self.proj(self.drop(h))[..., 0], max(1, int(h.shape[1] * self.ratio))
+        score = self.proj(self.drop(h))[..., 0]
+        total = max(1, int(h.shape[1] * self.ratio))
         ranked = score.masked_fill(~frame_mask(counts, h.shape[1]), -torch.inf)
         best = ranked.sort(descending=True, stable=True).indices[:, :total, None]
         counts = (counts.double() * self.ratio).long().clamp(min=1)
@@ -162,24 +175,34 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, temperature: float = 100.0):
         super().__init__()
-        self.time, self.band = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.pair, self.pair_master = nn.Linear(dim, out_dim), nn.Linear(dim, out_dim)
-        self.vector_tt, self.vector_ss = _vector(out_dim), _vector(out_dim)
-        self.vector_ts, self.vector_master = _vector(out_dim), _vector(out_dim)
-        self.mix, self.keep = nn.Linear(dim, out_dim), nn.Linear(dim, out_dim)
-        self.mix_master, self.keep_master = nn.Linear(dim, out_dim), nn.Linear(dim, out_dim)
-        self.norm, self.drop, self.temperature = MaskedBatchNorm(out_dim), nn.Dropout(0.2), temperature
+        self.time = nn.Linear(dim, dim)
+        self.band = nn.Linear(dim, dim)
+        self.pair = nn.Linear(dim, out_dim)
+        self.pair_master = nn.Linear(dim, out_dim)
+        self.vector_tt = _vector(out_dim)
+        self.vector_ss = _vector(out_dim)
+        self.vector_ts = _vector(out_dim)
+        self.vector_master = _vector(out_dim)
+        self.mix = nn.Linear(dim, out_dim)
+        self.keep = nn.Linear(dim, out_dim)
+        self.mix_master = nn.Linear(dim, out_dim)
+        self.keep_master = nn.Linear(dim, out_dim)
+        self.norm = MaskedBatchNorm(out_dim)
+        self.drop = nn.Dropout(0.2)
+        self.temperature = temperature
 
     def forward(self, times, bands, master, time_mask, band_mask) -> tuple[Tensor, Tensor, Tensor]:
         h = self.drop(torch.cat([self.time(times), self.band(bands)], 1))
-        mask, n = torch.cat([time_mask, band_mask], 1), times.shape[1]
+        mask = torch.cat([time_mask, band_mask], 1)
+        n = times.shape[1]
         score = torch.tanh(self.pair_master(h * master)) @ self.vector_master / self.temperature
         share = score.masked_fill(~mask[..., None], -torch.inf).softmax(1)
         master = self.mix_master(share.transpose(1, 2) @ h) + self.keep_master(master)
         scores = pair_scores(h, self.pair, torch.cat([self.vector_tt, self.vector_ss, self.vector_ts], 1))
         tt, ss, ts = scores.unbind(-1)
         is_time = torch.arange(h.shape[1], device=h.device) < n
-        both, neither = is_time & is_time[:, None], ~is_time & ~is_time[:, None]
+        both = is_time & is_time[:, None]
+        neither = ~is_time & ~is_time[:, None]
         scores = torch.where(both, tt, torch.where(neither, ss, ts)) / self.temperature
         attention = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
         h = _norm(self.norm, self.mix(attention @ h) + self.keep(h), mask)
@@ -192,14 +215,18 @@ class GraphBranch(nn.Module):
     def __init__(self, dims: tuple[int, int], ratio: float):
         super().__init__()
         self.master = nn.Parameter(torch.randn(1, 1, dims[0]))
-        self.attend1, self.attend2 = CrossAttention(*dims), CrossAttention(dims[1], dims[1])
-        self.pool_t, self.pool_s, self.drop = GraphPool(dims[1], ratio), GraphPool(dims[1], ratio), nn.Dropout(0.2)
+        self.attend1 = CrossAttention(*dims)
+        self.attend2 = CrossAttention(dims[1], dims[1])
+        self.pool_t = GraphPool(dims[1], ratio)
+        self.pool_s = GraphPool(dims[1], ratio)
+        self.drop = nn.Dropout(0.2)
 
     def forward(self, times, bands, n_times, n_bands):
         """Nodes and their counts (B,) to (times, bands, master), with the counts after pooling."""
         masks = frame_mask(n_times, times.shape[1]), frame_mask(n_bands, bands.shape[1])
         times, bands, master = self.attend1(times, bands, self.master, *masks)
-        (times, n_times), (bands, n_bands) = self.pool_t(times, n_times), self.pool_s(bands, n_bands)
+        (times, n_times) = self.pool_t(times, n_times)
+        (bands, n_bands) = self.pool_s(bands, n_bands)
         masks = frame_mask(n_times, times.shape[1]), frame_mask(n_bands, bands.shape[1])
         more = self.attend2(times, bands, master, *masks)
         nodes = [self.drop(a + b) for a, b in zip((times, bands, master), more, strict=True)]
@@ -223,15 +250,18 @@ class GraphReadout(nn.Module):
         super().__init__()
         self.dim = 5 * dims[1]
         self.position = nn.Parameter(torch.randn(1, bands, channels))
-        self.attend_s, self.attend_t = GraphAttention(channels, dims[0]), GraphAttention(channels, dims[0])
-        self.pool_s, self.pool_t = GraphPool(dims[0], ratios[0]), GraphPool(dims[0], ratios[1])
+        self.attend_s = GraphAttention(channels, dims[0])
+        self.attend_t = GraphAttention(channels, dims[0])
+        self.pool_s = GraphPool(dims[0], ratios[0])
+        self.pool_t = GraphPool(dims[0], ratios[1])
         self.branches = nn.ModuleList([GraphBranch(dims, ratios[2]) for _ in range(2)])
 
     def forward(self, bands: Tensor, times: Tensor, frames: Tensor) -> Tensor:
         counts = torch.full_like(frames, bands.shape[1])
         bands = self.attend_s(bands + self.position, frame_mask(counts, bands.shape[1]))
         times = self.attend_t(times, frame_mask(frames, times.shape[1]))
-        (bands, counts), (times, frames) = self.pool_s(bands, counts), self.pool_t(times, frames)
+        (bands, counts) = self.pool_s(bands, counts)
+        (times, frames) = self.pool_t(times, frames)
         (a, counts), (b, _) = (branch(times, bands, frames, counts) for branch in self.branches)
         *nodes, master = (torch.maximum(x, y) for x, y in zip(a, b, strict=True))
         views = []
@@ -258,7 +288,8 @@ def graph_detector(front, channels, dims, ratios, legacy: bool, samples: int | N
     encoder = GraphEncoder(front.dim, channels, legacy=legacy)
     graph = MaxGraph(front.dim, channels[-1], dims, ratios)
     model = Detector(FixedLength(front, samples) if samples else front, encoder, graph, graph.dim)
-    model.embedding, model.head = nn.Identity(), PlainHead(graph.dim, dropout=0.5)
+    model.embedding = nn.Identity()
+    model.head = SoftmaxHead(graph.dim, dropout=0.5)
     return model
 
 # %% ../../nbs/4_models/06_aasist.ipynb #8d088d70

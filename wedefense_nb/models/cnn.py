@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..data.batches import frame_mask
-from ..features.cepstra import LFCC
-from ..features.spectra import Fbank
+from ..features.cepstra import LFCC, PRESETS
+from ..features.spectra import Fbank, make_front
 from .detector import Detector, register
-from .layers import MaskedBatchNorm, MeanPool, StatsPool
+from .layers import MaskedBatchNorm, StatsPool, make_pool
 
 # %% ../../nbs/4_models/05_cnn.ipynb #341aafcb
 def mfm(x: Tensor) -> Tensor:
@@ -38,7 +38,8 @@ class ConvMFM(nn.Module):
     def forward(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         x = mfm(self.conv(x)) * frame_mask(frames, x.shape[2])[:, None, :, None]
         if self.pool:
-            x, frames = self.pool(x), (frames // 2).clamp(min=1)
+            x = self.pool(x)
+            frames = (frames // 2).clamp(min=1)
         mask = frame_mask(frames, x.shape[2])[:, None, :, None]
         return (self.norm(x, mask) if self.norm else x * mask), frames
 
@@ -83,22 +84,29 @@ class LCNN(nn.Module):
 # %% ../../nbs/4_models/05_cnn.ipynb #d7152e3c
 @register("lcnn_lstm")
 def lcnn_lstm(
-    feature: str = "nii", pool: str = "mean", embed_dim: int = 64, dropout: float = 0.7, n_mels: int = 80
+    feature: str = "nii",
+    feature_options: dict | None = None,
+    pool: str = "mean",
+    embed_dim: int = 64,
+    dropout: float = 0.7,
 ) -> Detector:
     """LCNN-LSTM (Wang & Yamagishi, 2021; 275,840 parameters before the head with the defaults).
 
     Parameters
     ----------
     feature : str
-        An LFCC preset, or "fbank".
+        A preset of LFCC (`cepstra.PRESETS`), or the name of a front end in `FRONT_ENDS`, such as "fbank".
+    feature_options : dict, optional
+        Of that front end.
     pool : str
-        "mean", or "stats" (WeDefense: feature "fbank", pool "stats", embed_dim 256).
-    embed_dim, dropout, n_mels
-        Size of the embedding, dropout after the convolutions, bands of the Fbank.
+        A name in `POOLS`.
+    embed_dim, dropout
+        Size of the embedding, dropout after the convolutions.
     """
-    front = Fbank(n_mels, mean_norm=True) if feature == "fbank" else LFCC.preset(feature)
-    pools = {"mean": MeanPool, "stats": StatsPool}
-    return Detector(front, LCNN(front.dim, dropout), pools[pool](), embed_dim)
+    options = feature_options or {}
+    front = LFCC.preset(feature, **options) if feature in PRESETS else make_front(feature, **options)
+    backbone = LCNN(front.dim, dropout)
+    return Detector(front, backbone, make_pool(pool, backbone.dim), embed_dim)
 
 # %% ../../nbs/4_models/05_cnn.ipynb #b46a0243
 class ResBlock(nn.Module):
@@ -112,7 +120,8 @@ class ResBlock(nn.Module):
         self.norm1 = MaskedBatchNorm(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         self.norm2 = MaskedBatchNorm(c_out)
-        self.stride, change = stride, stride != 1 or c_in != c_out
+        self.stride = stride
+        change = stride != 1 or c_in != c_out
         self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if change else None
         self.norm3 = MaskedBatchNorm(c_out) if change else None
 
@@ -141,7 +150,8 @@ class ResNet(nn.Module):
     def __init__(self, in_dim: int, depths=(2, 2, 2, 2), block: type[nn.Module] = ResBlock):
         super().__init__()
         self.dim = 256 * block.expansion * -(-in_dim // 8)
-        self.stem, self.norm = nn.Conv2d(1, 32, 3, padding=1, bias=False), MaskedBatchNorm(32)
+        self.stem = nn.Conv2d(1, 32, 3, padding=1, bias=False)
+        self.norm = MaskedBatchNorm(32)
         blocks, c_in = [], 32
         for stage, depth in enumerate(depths):
             for i in range(depth):

@@ -14,7 +14,7 @@ from ..data.batches import frame_mask
 from ..features.sinc import FixedLength, SincBank, sinc_edges
 from .detector import Detector, register
 from .layers import MaskedBatchNorm
-from .losses import PlainHead
+from .losses import SoftmaxHead
 
 # %% ../../nbs/4_models/07_rawnet2.ipynb #092a58ee
 class ChannelScale(nn.Module):
@@ -44,7 +44,8 @@ class WaveBlock(nn.Module):
         self.norm2 = MaskedBatchNorm(c_out)
         self.conv2 = nn.Conv1d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv1d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.scale, self.dead = ChannelScale(c_out), legacy and not first
+        self.scale = ChannelScale(c_out)
+        self.dead = legacy and not first
         if self.dead:
             self.norm1.requires_grad_(False)
 
@@ -53,7 +54,8 @@ class WaveBlock(nn.Module):
         y = x if self.norm1 is None or self.dead else _leaky(self.norm1, x, mask)
         y = _leaky(self.norm2, self.conv1(y), mask)
         x = self.conv2(y) + self.shortcut(x) + torch.where(mask, 0.0, torch.finfo(x.dtype).min / 2)
-        x, frames = nn.functional.max_pool1d(x, 3, ceil_mode=x.shape[2] < 3), (frames // 3).clamp(min=1)
+        x = nn.functional.max_pool1d(x, 3, ceil_mode=x.shape[2] < 3)
+        frames = (frames // 3).clamp(min=1)
         return self.scale(x * frame_mask(frames, x.shape[2])[:, None], frames), frames
 
 
@@ -66,7 +68,8 @@ class LastState(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 1024, layers: int = 3):
         super().__init__()
-        self.gru, self.hidden = nn.GRU(dim, hidden, layers, batch_first=True), hidden
+        self.gru = nn.GRU(dim, hidden, layers, batch_first=True)
+        self.hidden = hidden
 
     def out_dim(self, dim: int) -> int:
         """Size of the pooled vector."""
@@ -89,7 +92,8 @@ class RawNet(nn.Module):
         self.last = MaskedBatchNorm(self.dim)
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x, frames = self._selu(self.norm, feats.transpose(1, 2), frames), frames
+        x = self._selu(self.norm, feats.transpose(1, 2), frames)
+        frames = frames
         for block in self.blocks:
             x, frames = block(x, frames)
         return self._selu(self.last, x, frames).transpose(1, 2), frames
@@ -103,8 +107,10 @@ class RawNet(nn.Module):
 def _rawnet(edges: Tensor, size: int, channels, legacy: bool, samples: int | None, hidden: int) -> Detector:
     front = SincBank(edges, size)
     backbone = RawNet(front.dim, channels, legacy)
-    model = Detector(FixedLength(front, samples) if samples else front, backbone, LastState(backbone.dim, hidden), hidden)
-    model.head = PlainHead(hidden)
+    model = Detector(
+        FixedLength(front, samples) if samples else front, backbone, LastState(backbone.dim, hidden), hidden
+    )
+    model.head = SoftmaxHead(hidden)
     return model
 
 
@@ -125,7 +131,9 @@ def rawnet2(legacy: bool = False, samples: int | None = None, hidden: int = 1024
 
 # %% ../../nbs/4_models/07_rawnet2.ipynb #39c422aa
 @register("rawnet2_2019")
-def rawnet2_2019(legacy: bool = False, samples: int | None = None, hidden: int = 1024, scale: str = "mel") -> Detector:
+def rawnet2_2019(
+    legacy: bool = False, samples: int | None = None, hidden: int = 1024, scale: str = "mel"
+) -> Detector:
     """RawNet2, Eurecom's system for ASVspoof 2019 (25,433,602 parameters).
 
     Parameters

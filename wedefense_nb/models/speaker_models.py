@@ -32,11 +32,18 @@ class XVector(nn.Module):
     def __init__(self, in_dim: int, width: int = 512):
         super().__init__()
         self.dim = 1500
-        shapes = [(in_dim, width, 5, 1), (width, width, 3, 2), (width, width, 3, 3), (width, width), (width, 1500)]
+        shapes = [
+            (in_dim, width, 5, 1),
+            (width, width, 3, 2),
+            (width, width, 3, 3),
+            (width, width),
+            (width, 1500),
+        ]
         self.layers = nn.ModuleList([ConvReluNorm(*shape, affine=False) for shape in shapes])
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x, mask = feats.transpose(1, 2), frame_mask(frames, feats.shape[1])[:, None]
+        x = feats.transpose(1, 2)
+        mask = frame_mask(frames, feats.shape[1])[:, None]
         for layer in self.layers:
             x = layer(x, mask)
         return x.transpose(1, 2), frames
@@ -59,7 +66,8 @@ class Res2Conv(nn.Module):
         super().__init__()
         if channels % scale:
             raise ValueError(f"{channels} channels cannot be cut into {scale} equal groups")
-        width, self.scale = channels // scale, scale
+        width = channels // scale
+        self.scale = scale
         self.convs = nn.ModuleList([ConvReluNorm(width, width, 3, dilation) for _ in range(scale - 1)])
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -75,7 +83,8 @@ class SERes2Block(nn.Module):
 
     def __init__(self, channels: int, dilation: int, bottleneck: int = 128):
         super().__init__()
-        self.before, self.after = ConvReluNorm(channels, channels), ConvReluNorm(channels, channels)
+        self.before = ConvReluNorm(channels, channels)
+        self.after = ConvReluNorm(channels, channels)
         self.res2 = Res2Conv(channels, dilation)
         self.excitation = Excitation(channels, bottleneck)
 
@@ -95,7 +104,8 @@ class ECAPA(nn.Module):
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         mask = frame_mask(frames, feats.shape[1])[:, None]
-        x, outputs = self.stem(feats.transpose(1, 2), mask), []
+        x = self.stem(feats.transpose(1, 2), mask)
+        outputs = []
         for block in self.blocks:
             x = block(x, mask)
             outputs.append(x)
@@ -105,7 +115,8 @@ class ECAPA(nn.Module):
 @register("ecapa")
 def ecapa(n_mels: int = 80, embed_dim: int = 192, channels: int = 512, context: bool = False) -> Detector:
     """ECAPA-TDNN (Desplanques et al., 2020; WeSpeaker's c512, 5,797,504 parameters before the head)."""
-    backbone, pool = ECAPA(n_mels, channels), AttentivePool(1536, context=context, legacy=True)
+    backbone = ECAPA(n_mels, channels)
+    pool = AttentivePool(1536, context=context, legacy=True)
     model = Detector(Fbank(n_mels, mean_norm=True), backbone, pool, embed_dim)
     model.embedding = nn.Sequential(EmbeddingNorm(2 * backbone.dim), model.embedding)
     return model
@@ -119,16 +130,20 @@ class Res2Block(nn.Module):
     def __init__(self, c_in: int, width: int, stride: int = 1):
         super().__init__()
         c_out = self.expansion * width
-        self.conv1, self.norm1 = nn.Conv2d(c_in, width, 1, stride, bias=False), MaskedBatchNorm(width)
+        self.conv1 = nn.Conv2d(c_in, width, 1, stride, bias=False)
+        self.norm1 = MaskedBatchNorm(width)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
         self.norm2 = MaskedBatchNorm(width // 2)
-        self.conv3, self.norm3 = nn.Conv2d(width, c_out, 1, bias=False), MaskedBatchNorm(c_out)
-        self.stride, change = stride, stride != 1 or c_in != c_out
+        self.conv3 = nn.Conv2d(width, c_out, 1, bias=False)
+        self.norm3 = MaskedBatchNorm(c_out)
+        self.stride = stride
+        change = stride != 1 or c_in != c_out
         self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if change else None
         self.norm4 = MaskedBatchNorm(c_out) if change else None
 
     def forward(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        frames, y = (frames + self.stride - 1) // self.stride, self.conv1(x)
+        frames = (frames + self.stride - 1) // self.stride
+        y = self.conv1(x)
         mask = frame_mask(frames, y.shape[3])[:, None, None, :]
         first, second = self.norm1(y, mask).clamp(0, 20).chunk(2, dim=1)
         first = self.norm2(self.conv2(first), mask).clamp(0, 20)
@@ -158,7 +173,8 @@ class ContextMask(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, segment: int = 100):
         super().__init__()
-        self.squeeze, self.excite = nn.Conv1d(c_in, c_in // 2, 1), nn.Conv1d(c_in // 2, c_out, 1)
+        self.squeeze = nn.Conv1d(c_in, c_in // 2, 1)
+        self.excite = nn.Conv1d(c_in // 2, c_out, 1)
         self.segment = segment
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -174,7 +190,8 @@ class DenseLayer(nn.Module):
     def __init__(self, c_in: int, growth: int, dilation: int):
         super().__init__()
         width = 4 * growth
-        self.norm1, self.squeeze = MaskedBatchNorm(c_in), nn.Conv1d(c_in, width, 1, bias=False)
+        self.norm1 = MaskedBatchNorm(c_in)
+        self.squeeze = nn.Conv1d(c_in, width, 1, bias=False)
         self.norm2 = MaskedBatchNorm(width)
         self.conv = nn.Conv1d(width, growth, 3, padding=dilation, dilation=dilation, bias=False)
         self.context = ContextMask(width, growth)
@@ -192,7 +209,8 @@ class DenseBlock(nn.Module):
         super().__init__()
         c_out = c_in + depth * growth
         self.layers = nn.ModuleList([DenseLayer(c, growth, dilation) for c in range(c_in, c_out, growth)])
-        self.norm, self.halve = MaskedBatchNorm(c_out), nn.Conv1d(c_out, c_out // 2, 1, bias=False)
+        self.norm = MaskedBatchNorm(c_out)
+        self.halve = nn.Conv1d(c_out, c_out // 2, 1, bias=False)
         self.dim = c_out // 2
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -215,7 +233,8 @@ class BandFront(nn.Module):
     def __init__(self, in_dim: int, channels: int = 32):
         super().__init__()
         self.dim = channels * -(-in_dim // 8)
-        self.stem, self.norm = nn.Conv2d(1, channels, 3, padding=1, bias=False), MaskedBatchNorm(channels)
+        self.stem = nn.Conv2d(1, channels, 3, padding=1, bias=False)
+        self.norm = MaskedBatchNorm(channels)
         blocks = [b for _ in range(2) for b in (BandBlock(channels), ResBlock(channels, channels))]
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Conv2d(channels, channels, 3, (2, 1), padding=1, bias=False)
@@ -243,9 +262,11 @@ class CAMPlusPlus(nn.Module):
 
     def __init__(self, in_dim: int, growth: int = 32, depths=(12, 24, 16), dilations=(1, 2, 2)):
         super().__init__()
-        self.front, self.dim = BandFront(in_dim), 4 * growth
+        self.front = BandFront(in_dim)
+        self.dim = 4 * growth
         self.enter = nn.Conv1d(self.front.dim, self.dim, 5, stride=2, padding=2, bias=False)
-        self.enter_norm, self.blocks = MaskedBatchNorm(self.dim), nn.ModuleList()
+        self.enter_norm = MaskedBatchNorm(self.dim)
+        self.blocks = nn.ModuleList()
         for depth, dilation in zip(depths, dilations, strict=True):
             self.blocks.append(DenseBlock(self.dim, depth, growth, dilation))
             self.dim = self.blocks[-1].dim
@@ -253,7 +274,8 @@ class CAMPlusPlus(nn.Module):
         self.apply(start_at_kaiming)
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x, frames = self.enter(self.front(feats, frames)), (frames + 1) // 2
+        x = self.enter(self.front(feats, frames))
+        frames = (frames + 1) // 2
         mask = frame_mask(frames, x.shape[2])[:, None]
         x = torch.relu(masked_norm(self.enter_norm, x, mask))
         for block in self.blocks:

@@ -22,10 +22,11 @@ from wedefense_nb.models.layers import (
     Excitation,
     MaskedBatchNorm,
     MeanPool,
+    make_pool,
     masked_norm,
 )
-from .losses import LinearHead, NormHead, PlainHead, WedefenseP2SGrad
-from .ssl_backends import WedefenseFront, assemble, make_pool, register_ssl
+from .losses import LinearHead, NormHead, SoftmaxHead, WedefenseP2SGrad
+from .ssl_backends import WedefenseFront, assemble, register_ssl
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #367ba3aa
 class Res1D(nn.Module):
@@ -34,7 +35,9 @@ class Res1D(nn.Module):
     def __init__(self, dim: int, out_dim: int = 128):
         super().__init__()
         self.convs = nn.ModuleList([ConvReluNorm(dim, dim, k) for k in (1, 3, 1)])
-        self.excitation, self.project, self.dim = Excitation(dim, 128), nn.Conv1d(dim, out_dim, 1), out_dim
+        self.excitation = Excitation(dim, 128)
+        self.project = nn.Conv1d(dim, out_dim, 1)
+        self.dim = out_dim
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         mask = frame_mask(frames, feats.shape[1])[:, None]
@@ -59,8 +62,11 @@ class InnerRes2(nn.Module):
 
     def __init__(self, dim: int, groups: int, dilation: int, hidden: int, weighted: bool):
         super().__init__()
-        width, self.groups, self.weighted = dim // groups, groups, weighted
-        self.enter, self.leave = ConvReluNorm(dim, dim), ConvReluNorm(dim, dim)
+        width = dim // groups
+        self.groups = groups
+        self.weighted = weighted
+        self.enter = ConvReluNorm(dim, dim)
+        self.leave = ConvReluNorm(dim, dim)
         shape = {"kernel_size": (3, 1), "padding": (dilation, 0), "dilation": (dilation, 1)}
         self.convs = nn.ModuleList([nn.Conv2d(width, width, **shape) for _ in range(groups - 1)])
         self.norms = nn.ModuleList([MaskedBatchNorm(width) for _ in range(groups - 1)])
@@ -70,7 +76,8 @@ class InnerRes2(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         parts = [part[..., None] for part in self.enter(x, mask).chunk(self.groups, 1)]
-        carried, out = parts[-1] if self.weighted else 0.0, []
+        carried = parts[-1] if self.weighted else 0.0
+        out = []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             carried = torch.cat([carried, parts[i]], -1) if self.weighted else carried + parts[i]
             carried = norm(torch.relu(conv(carried)), mask[..., None])
@@ -90,9 +97,12 @@ class Nes2Net(nn.Module):
         super().__init__()
         if dim % (groups * inner):
             raise ValueError(f"{dim} features cannot be split into {groups} × {inner} groups: choose others")
-        width, self.groups, self.dim = dim // groups, groups, dim
+        width = dim // groups
+        self.groups = groups
+        self.dim = dim
         nets = [InnerRes2(width, inner, dilation, max(1, width // se_ratio), weighted) for _ in range(groups - 1)]
-        self.nets, self.norm = nn.ModuleList(nets), MaskedBatchNorm(dim)
+        self.nets = nn.ModuleList(nets)
+        self.norm = MaskedBatchNorm(dim)
         self.norms = nn.ModuleList([MaskedBatchNorm(width) for _ in nets])
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +118,7 @@ class Nes2Net(nn.Module):
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #dd84ecb1
 def _nes2net(front, net: Nes2Net, pool: str, legacy: bool = False) -> Detector:
     pooling = AttentivePool(front.dim, legacy=True) if legacy else make_pool(pool, front.dim)
-    head = (WedefenseP2SGrad if legacy else PlainHead)(pooling.out_dim(front.dim))
+    head = (WedefenseP2SGrad if legacy else SoftmaxHead)(pooling.out_dim(front.dim))
     return assemble(WedefenseFront(front) if legacy else front, net, pooling, None, head)
 
 
@@ -121,7 +131,9 @@ def ssl_nes2net(front, groups=8, inner=8, dilation=1, se_ratio=1, pool="mean") -
 @register_ssl("ssl_nes2net_x")
 def ssl_nes2net_x(front, groups=8, inner=8, dilation=1, se_ratio=1, pool="mean", legacy=False) -> Detector:
     """Nes2Net-X (512,039 on 1024); legacy: WeDefense's v16, attentive pooling, se_ratio 8, P2SGrad (571,797)."""
-    return _nes2net(front, Nes2Net(front.dim, groups, inner, dilation, 8 if legacy else se_ratio, True), pool, legacy)
+    return _nes2net(
+        front, Nes2Net(front.dim, groups, inner, dilation, 8 if legacy else se_ratio, True), pool, legacy
+    )
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #4c6be3ac
 def patch_max(x: Tensor, frames: Tensor, step: int, pad: int = 0) -> tuple[Tensor, Tensor]:
@@ -129,7 +141,8 @@ def patch_max(x: Tensor, frames: Tensor, step: int, pad: int = 0) -> tuple[Tenso
     low = torch.finfo(x.dtype).min / 2  # padding never is the maximum
     x = x.masked_fill(~frame_mask(frames, x.shape[1])[..., None], low)
     x = nn.functional.pad(x, (0, 0, pad, pad + max(0, step - x.shape[1] - 2 * pad)), value=low)
-    x, frames = nn.functional.max_pool2d(x[:, None], step)[:, 0], ((frames + 2 * pad) // step).clamp(min=1)
+    x = nn.functional.max_pool2d(x[:, None], step)[:, 0]
+    frames = ((frames + 2 * pad) // step).clamp(min=1)
     return x * frame_mask(frames, x.shape[1])[..., None], frames
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #1b63425a
@@ -139,7 +152,8 @@ class NarrowGraph(nn.Module):
     def __init__(self, dim: int, legacy: bool = False):
         super().__init__()
         self.encoder = GraphEncoder(42, (32, 32, 64, 64, 64, 64), pool=False, legacy=legacy)
-        self.narrow, self.dim = nn.Linear(dim, 128), self.encoder.dim
+        self.narrow = nn.Linear(dim, 128)
+        self.dim = self.encoder.dim
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         return self.encoder(*patch_max(self.narrow(feats), frames, 3))
@@ -150,8 +164,10 @@ class AttentiveGraph(GraphReadout):
 
     def __init__(self, bands: int = 42, channels: int = 64, ratios=(0.5, 0.5, 0.5), legacy: bool = False):
         super().__init__(bands, channels, (64, 32), ratios)
-        self.norm, self.hidden_norm = MaskedBatchNorm(channels), MaskedBatchNorm(2 * channels)
-        self.hidden, self.score = nn.Conv2d(channels, 2 * channels, 1), nn.Conv2d(2 * channels, channels, 1, bias=legacy)
+        self.norm = MaskedBatchNorm(channels)
+        self.hidden_norm = MaskedBatchNorm(2 * channels)
+        self.hidden = nn.Conv2d(channels, 2 * channels, 1)
+        self.score = nn.Conv2d(2 * channels, channels, 1, bias=legacy)
 
     def out_dim(self, dim: int) -> int:
         """Size of the pooled vector."""
@@ -162,7 +178,8 @@ class AttentiveGraph(GraphReadout):
         x = x.unflatten(2, (-1, self.position.shape[1])).permute(0, 2, 3, 1)  # (B, C, S, F)
         x = torch.selu(self.norm(x, mask))
         scores = self.score(self.hidden_norm(torch.selu(self.hidden(x)), mask))
-        bands, times = (x * scores.masked_fill(~mask, -torch.inf).softmax(3)).sum(3), (x * scores.softmax(2)).sum(2)
+        bands = (x * scores.masked_fill(~mask, -torch.inf).softmax(3)).sum(3)
+        times = (x * scores.softmax(2)).sum(2)
         return super().forward(bands.transpose(1, 2), times.transpose(1, 2), frames)
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #fe8d1c6e
@@ -174,7 +191,8 @@ def ssl_aasist(front, legacy: bool | str = False, samples: int | None = None) ->
     """
     if legacy not in (False, True, "wedefense"):
         raise ValueError(f"legacy must be False, True or 'wedefense', got {legacy!r}")
-    net, pool = NarrowGraph(front.dim, bool(legacy)), AttentiveGraph(legacy=bool(legacy))
+    net = NarrowGraph(front.dim, bool(legacy))
+    pool = AttentiveGraph(legacy=bool(legacy))
     if legacy is True and hasattr(front, "config"):
         front.config = replace(front.config, normalize=False)
     if legacy == "wedefense":
@@ -182,7 +200,7 @@ def ssl_aasist(front, legacy: bool | str = False, samples: int | None = None) ->
             block.norm1 = None
         return assemble(WedefenseFront(front), net, pool, nn.Linear(pool.dim, 256), NormHead(256))
     front = FixedLength(front, samples) if samples else front
-    return assemble(front, net, pool, None, PlainHead(pool.dim, dropout=0.5))
+    return assemble(front, net, pool, None, SoftmaxHead(pool.dim, dropout=0.5))
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #4be9b3d8
 class TimeGate(nn.Module):
@@ -193,7 +211,9 @@ class TimeGate(nn.Module):
 
     def __init__(self, dim: int, steps: int, legacy: bool = False):
         super().__init__()
-        self.norm, self.steps, self.legacy = nn.LayerNorm(dim), steps, legacy
+        self.norm = nn.LayerNorm(dim)
+        self.steps = steps
+        self.legacy = legacy
         shape = (steps, steps) if legacy else (1, 1, 2 * steps - 1)
         self.weight = nn.Parameter(torch.empty(shape).uniform_(-0.01, 0.01))
         self.bias = nn.Parameter(torch.ones(steps if legacy else 1))
@@ -203,8 +223,11 @@ class TimeGate(nn.Module):
         x = self.norm(x) * frame_mask(frames, n)[..., None]
         if not self.legacy:
             near = min(n, self.steps)  # farther neighbours do not exist
-            kernel, rows = self.weight[..., self.steps - near : self.steps + near - 1], x.transpose(1, 2).reshape(-1, 1, n)
-            return nn.functional.conv1d(rows, kernel, self.bias, padding=near - 1).view(len(x), -1, n).transpose(1, 2)
+            kernel = self.weight[..., self.steps - near : self.steps + near - 1]
+            rows = x.transpose(1, 2).reshape(-1, 1, n)
+            return (
+                nn.functional.conv1d(rows, kernel, self.bias, padding=near - 1).view(len(x), -1, n).transpose(1, 2)
+            )
         if n > self.steps:
             raise ValueError(f"the published gMLP takes {self.steps} steps at most, not {n}: cut the recording")
         return self.weight[:n, :n] @ x + self.bias[:n, None]
@@ -215,8 +238,10 @@ class GMLPBlock(nn.Module):
 
     def __init__(self, dim: int, steps: int, legacy: bool = False):
         super().__init__()
-        self.norm, self.enter = nn.LayerNorm(dim), nn.Linear(dim, dim // 2)
-        self.gate, self.leave = TimeGate(dim // 4, steps, legacy), nn.Linear(dim // 4, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.enter = nn.Linear(dim, dim // 2)
+        self.gate = TimeGate(dim // 4, steps, legacy)
+        self.leave = nn.Linear(dim // 4, dim)
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
         kept, gating = nn.functional.gelu(self.enter(self.norm(x))).chunk(2, -1)
@@ -228,9 +253,12 @@ class GMLP(nn.Module):
 
     def __init__(self, dim: int, scale: int = 5, blocks: int = 5, dropout: float = 0.7, legacy: bool = False):
         super().__init__()
-        self.dim, self.legacy = dim >> scale, legacy
+        self.dim = dim >> scale
+        self.legacy = legacy
         if self.dim % 4 or not self.dim:
-            raise ValueError(f"{dim} features halved {scale} times leave {dim / 2**scale:g}, not a multiple of 4: lower scale")
+            raise ValueError(
+                f"{dim} features halved {scale} times leave {dim / 2**scale:g}, not a multiple of 4: lower scale"
+            )
         self.scales = nn.ModuleList([nn.Linear(dim >> i, dim >> i) for i in range(1, scale + 1)])
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList([GMLPBlock(self.dim, 2001 >> scale, legacy) for _ in range(blocks)])
@@ -248,6 +276,7 @@ class GMLP(nn.Module):
 @register_ssl("ssl_gmlp")
 def ssl_gmlp(front, scale: int = 5, blocks: int = 5, dropout: float = 0.7, legacy: bool = False) -> Detector:
     """gMLP at 2^scale · 20 ms (Zhang et al., 2023; legacy: WeDefense's v11 without unused heads, 374,698 on 1024)."""
-    net, front = GMLP(front.dim, scale, blocks, dropout, legacy), WedefenseFront(front) if legacy else front
+    net = GMLP(front.dim, scale, blocks, dropout, legacy)
+    front = WedefenseFront(front) if legacy else front
     head = (NormHead if legacy else LinearHead)(net.dim // 2)
     return assemble(front, net, MeanPool(), nn.Linear(net.dim, net.dim // 2, bias=False), head)

@@ -8,7 +8,6 @@ __all__ = ['ENCODER_SIZES', 'PAPERS', 'MISSED', 'needs_upstream', 'specimen', 'P
 
 # %% ../../nbs/4_models/13_zoo.ipynb #99efe9a7
 import copy
-import inspect
 import math
 from dataclasses import dataclass
 
@@ -21,14 +20,13 @@ from ..features.pretrained import BASE, LARGE
 from ..features.sinc import SincBank
 from ..features.stored import Stored
 from ..features.upstreams import Upstream
-from .detector import REGISTRY, Detector, build, names
+from .detector import Detector, build, options_of
 from .shapes import noise
 
 # %% ../../nbs/4_models/13_zoo.ipynb #03826503
 def needs_upstream(name: str) -> bool:
     """Does this detector read the states of a self-supervised network?"""
-    names()
-    return "upstream" in inspect.signature(REGISTRY[name]).parameters
+    return "upstream" in options_of(name)
 
 
 def specimen(name: str, dim: int = 1024, states: int = 25, **options) -> Detector:
@@ -37,7 +35,7 @@ def specimen(name: str, dim: int = 1024, states: int = 25, **options) -> Detecto
     With `upstream=...` among the options a back end stands on that network instead.
     """
     if needs_upstream(name) and "upstream" not in options:
-        stacked = inspect.signature(REGISTRY[name]).parameters["layers"].default == "all"
+        stacked = options_of(name)["layers"] == "all"
         options |= {"upstream": {"stored": {"dim": dim, "states": states if stacked else 0}}}
     return build(name, **options).eval()
 
@@ -60,12 +58,16 @@ def _arxiv(title: str, source: str, number: str) -> Paper:
 # %% ../../nbs/4_models/13_zoo.ipynb #efa83bf5
 _RAWNET2 = _arxiv("End-to-end anti-spoofing with RawNet2", "Tak 2021", "2011.01108")
 _AASIST = _arxiv(
-    "AASIST: audio anti-spoofing using integrated spectro-temporal graph attention networks", "Jung 2022", "2110.01200"
+    "AASIST: audio anti-spoofing using integrated spectro-temporal graph attention networks",
+    "Jung 2022",
+    "2110.01200",
 )
 _RESNET = _arxiv("Deep residual learning for image recognition", "He 2016", "1512.03385")
 _WEDEFENSE = _arxiv("WeDefense: a toolkit to defend against fake audio", "Zhang 2026", "2601.15240")
 _NES2NET = _arxiv(
-    "Nes2Net: a lightweight nested architecture for foundation model driven speech anti-spoofing", "Liu 2025", "2504.05657"
+    "Nes2Net: a lightweight nested architecture for foundation model driven speech anti-spoofing",
+    "Liu 2025",
+    "2504.05657",
 )
 PAPERS = {
     "aasist": _AASIST,
@@ -92,18 +94,33 @@ PAPERS = {
 # %% ../../nbs/4_models/13_zoo.ipynb #77e81917
 PAPERS |= {
     "ssl_linear": _arxiv("Post-training for deepfake speech detection", "Ge 2025", "2506.21090"),
-    "ssl_mhfa": _arxiv("An attention-based backend allowing efficient fine-tuning of transformer models for speaker"
-                       " verification", "Peng 2022", "2210.01273"),
-    "ssl_sls": Paper("Audio deepfake detection with self-supervised XLS-R and SLS classifier", "Zhang 2024",
-                     "https://openreview.net/forum?id=acJMIXJg2u"),
-    "ssl_res1d": _arxiv("How do neural spoofing countermeasures detect partially spoofed audio?", "Liu 2024", "2406.02483"),
+    "ssl_mhfa": _arxiv(
+        "An attention-based backend allowing efficient fine-tuning of transformer models for speaker verification",
+        "Peng 2022",
+        "2210.01273",
+    ),
+    "ssl_sls": Paper(
+        "Audio deepfake detection with self-supervised XLS-R and SLS classifier",
+        "Zhang 2024",
+        "https://openreview.net/forum?id=acJMIXJg2u",
+    ),
+    "ssl_res1d": _arxiv(
+        "How do neural spoofing countermeasures detect partially spoofed audio?", "Liu 2024", "2406.02483"
+    ),
     "ssl_nes2net": _NES2NET,
     "ssl_nes2net_x": _NES2NET,
-    "ssl_aasist": _arxiv("Automatic speaker verification spoofing and deepfake detection using wav2vec 2.0 and data augmentation",
-                         "Tak 2022", "2202.12233"),
-    "ssl_gmlp": _arxiv("The PartialSpoof database and countermeasures for the detection of short fake speech segments embedded"
-                       " in an utterance", "Zhang 2023", "2204.05177"),
-}  # fmt: skip
+    "ssl_aasist": _arxiv(
+        "Automatic speaker verification spoofing and deepfake detection using wav2vec 2.0 and data augmentation",
+        "Tak 2022",
+        "2202.12233",
+    ),
+    "ssl_gmlp": _arxiv(
+        "The PartialSpoof database and countermeasures for the detection of short fake speech segments embedded"
+        " in an utterance",
+        "Zhang 2023",
+        "2204.05177",
+    ),
+}
 
 
 def paper(name: str) -> Paper:
@@ -115,7 +132,9 @@ def paper(name: str) -> Paper:
 # %% ../../nbs/4_models/13_zoo.ipynb #89f437d0
 def parameters(model: nn.Module) -> tuple[int, int]:
     """Parameters of a model, all of them and those that learn."""
-    return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return sum(p.numel() for p in model.parameters()), sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
 
 # %% ../../nbs/4_models/13_zoo.ipynb #d306bc77
 def steps_seen(part: nn.Module, shape: tuple[int, ...], tries: int = 3) -> tuple[int, int]:
@@ -130,7 +149,8 @@ def steps_seen(part: nn.Module, shape: tuple[int, ...], tries: int = 3) -> tuple
     tries : int
         Random inputs whose gradients are joined, since each maximum shows its winner only.
     """
-    part, seen = copy.deepcopy(part).cpu().eval(), torch.zeros(shape[1], dtype=torch.bool)
+    part = copy.deepcopy(part).cpu().eval()
+    seen = torch.zeros(shape[1], dtype=torch.bool)
     g = torch.Generator().manual_seed(0)
     for _ in range(tries):
         x = torch.randn(shape, generator=g, requires_grad=True)
@@ -165,7 +185,9 @@ def field(model: Detector, lengths=(0.75, 3.0)) -> float:
 
 # %% ../../nbs/4_models/13_zoo.ipynb #07285842
 def _recurrent_flops(x, w_input, w_hidden, *_, **__) -> int:
-    return 2 * x[0] * x[1] * (math.prod(w_input) + math.prod(w_hidden))  # shapes: every step meets every weight once
+    return (
+        2 * x[0] * x[1] * (math.prod(w_input) + math.prod(w_hidden))
+    )  # shapes: every step meets every weight once
 
 
 def _attention_flops(query, key, value, *_, **__) -> int:
@@ -241,7 +263,8 @@ def card(model: Detector) -> Card:
         Nobody has written down its paper.
     """
     name = model.config["name"]
-    source, (feats, frames) = paper(name), features(model, 4.0)
+    source = paper(name)
+    (feats, frames) = features(model, 4.0)
     with torch.no_grad():
         y, left = model.backbone(feats, frames)
     ends = [" × ".join(map(str, x.shape[1:])) for x in (feats, y)]
@@ -267,12 +290,15 @@ def plot_costs(table: pd.DataFrame, ax=None):
     ax.set(xscale="log", yscale="log", xlabel="parameters", ylabel="GFLOPs for a second of sound")
     placed: list[tuple[float, float]] = []
     for name in flops.sort_values().index:  # from below; a label that would cover another moves up
-        x, y = math.log10(table.parameters[name]), math.log10(flops[name])
+        x = math.log10(table.parameters[name])
+        y = math.log10(flops[name])
         height = y
         while any(abs(x - a) < 0.75 and abs(height - b) < 0.12 for a, b in placed):
             height += 0.02
         placed.append((x, height))
         ends = {"xy": (10**x, 10**y), "xytext": (10 ** (x + 0.06), 10**height)}
-        ax.annotate(name, **ends, fontsize=8, va="center", arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.5})
+        ax.annotate(
+            name, **ends, fontsize=8, va="center", arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.5}
+        )
     ax.legend(loc="center left")
     return ax

@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..book import COLORS
-from ..metrics import CORES, REPORTED, bootstrap, confidence_interval, count, metric_options
+from ..metrics import METRICS, REPORTED, bootstrap, confidence_interval, count, metric_options
 from ..task import BONAFIDE, SPOOF, check_trials
 
 # %% ../../nbs/6_scores/03_comparison.ipynb #08434144
@@ -28,14 +28,22 @@ class Difference(NamedTuple):
 
 # %% ../../nbs/6_scores/03_comparison.ipynb #a99c5ab6
 def paired_test(
-    metric: str, first, second, labels, groups=None, n: int = 1000, level: float = 0.95, seed: int = 0, **options
+    metric: str,
+    first,
+    second,
+    labels,
+    groups=None,
+    n: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    **options,
 ) -> Difference:
     """Compare two systems on the same trials, in the same order, by a paired bootstrap.
 
     Parameters
     ----------
     metric : str
-        A key of `metrics.CORES`.
+        A key of `metrics.METRICS`.
     first, second : array_like, shape (N,)
         Scores of the two systems.
     labels, groups, n, level, seed, **options
@@ -43,7 +51,7 @@ def paired_test(
     """
     options = metric_options([metric], options)
     kept = bootstrap([metric], [first, second], labels, groups, n, seed, options=options)[..., 0]
-    value = np.subtract(*(CORES[metric](count(s, labels), **options.get(metric, {})) for s in (first, second)))
+    value = np.subtract(*(METRICS[metric](count(s, labels), **options.get(metric, {})) for s in (first, second)))
     d = kept[:, 0] - kept[:, 1]
     low, high = np.quantile(d, [(1 - level) / 2, (1 + level) / 2])
     p = min(1.0, 2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (1 + len(d)))
@@ -56,7 +64,7 @@ def breakdown(metric: str, scores, labels, by, n: int = 1000, seed: int = 0, **o
     Parameters
     ----------
     metric : str
-        A key of `metrics.CORES`.
+        A key of `metrics.METRICS`.
     scores, labels : array_like, shape (N,)
     by : array_like of str, shape (N,)
         Attack, codec, speaker… If no value has both classes, as with attacks, its fakes meet all bona fide trials.
@@ -79,7 +87,9 @@ def breakdown(metric: str, scores, labels, by, n: int = 1000, seed: int = 0, **o
     rows = pd.DataFrame([{"condition": v, **_row(metric, scores[p], labels[p], n, seed, options)} for v, p in bar])
     pooled = {"condition": "pooled", **_row(metric, scores, labels, n, seed, options)}
     average = {"condition": "average", "value": rows.value.mean()}
-    return pd.concat([rows.sort_values("value", ascending=False), pd.DataFrame([pooled, average])], ignore_index=True)
+    return pd.concat(
+        [rows.sort_values("value", ascending=False), pd.DataFrame([pooled, average])], ignore_index=True
+    )
 
 # %% ../../nbs/6_scores/03_comparison.ipynb #a764c9c8
 def _row(metric: str, scores, labels, n: int, seed: int, options: dict) -> dict:
@@ -89,7 +99,7 @@ def _row(metric: str, scores, labels, n: int, seed: int, options: dict) -> dict:
     try:
         found = confidence_interval(metric, scores, labels, n=n, seed=seed, **options)
     except ValueError:  # so few trials that most replicates lose a class: a value without an interval
-        value = CORES[metric](count(scores, labels), **metric_options([metric], options).get(metric, {}))
+        value = METRICS[metric](count(scores, labels), **metric_options([metric], options).get(metric, {}))
         return {"value": value, "low": np.nan, "high": np.nan, **row}
     return {"value": found.value, "low": found.low, "high": found.high, **row}
 
@@ -98,9 +108,11 @@ def plot_breakdown(table: pd.DataFrame, metric: str = "eer", ax=None):
     """Points with intervals, one row a condition, from `breakdown`; the line is the pooled value."""
     import matplotlib.pyplot as plt
 
-    rows, scale = table[table.condition != "average"], 100 if metric in ("eer",) else 1
+    rows = table[table.condition != "average"]
+    scale = 100 if metric in ("eer",) else 1
     ax = ax or plt.subplots(figsize=(6, 0.28 * len(rows) + 0.8))[1]
-    at, pooled = np.arange(len(rows))[::-1], rows.value[rows.condition == "pooled"].iloc[0]
+    at = np.arange(len(rows))[::-1]
+    pooled = rows.value[rows.condition == "pooled"].iloc[0]
     ax.hlines(at, scale * rows.low, scale * rows.high, color=COLORS["spoof"], lw=2)
     ax.plot(scale * rows.value, at, "o", color="black", ms=5)
     ax.axvline(scale * pooled, color="grey", ls=":")

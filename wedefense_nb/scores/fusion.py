@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
-from ..metrics import CORES, bootstrap, count, draw_weights
+from ..metrics import METRICS, bootstrap, count, draw_weights
 from .calibration import fit_weights, trial_weights
 from ..task import BONAFIDE, bayes_threshold, check_trials
 
@@ -25,7 +25,8 @@ def same_trials(tables: dict[str, pd.DataFrame]) -> None:
     ValueError
         Duplicates, or utterances that one table has and another lacks, counted and named.
     """
-    problems, every = [], set().union(*(t.utt for t in tables.values()))
+    problems = []
+    every = set().union(*(t.utt for t in tables.values()))
     for name, table in tables.items():
         double = table.utt[table.utt.duplicated()].unique().tolist()
         missing = sorted(every - set(table.utt))
@@ -73,7 +74,8 @@ class MinMaxAverage(TransformerMixin, BaseEstimator):
     def fit(self, X, y=None):
         """Learn the ranges from the scores (N, M) of dev: a DataFrame with a column a system, or an array."""
         X = _named(X)
-        self.min_, self.max_ = X.min(), X.max()
+        self.min_ = X.min()
+        self.max_ = X.max()
         constant = X.columns[self.max_ <= self.min_].tolist()
         if constant:
             raise ValueError(f"systems {constant} give every trial the same score: they have no range")
@@ -123,7 +125,9 @@ class LinearFusion(TransformerMixin, BaseEstimator):
     """
 
     def __init__(self, p_spoof: float = 0.5, ridge: float = 0.0, nonnegative: bool = False):
-        self.p_spoof, self.ridge, self.nonnegative = p_spoof, ridge, nonnegative
+        self.p_spoof = p_spoof
+        self.ridge = ridge
+        self.nonnegative = nonnegative
 
     def fit(self, X, y):
         """Learn from scores (N, M), a DataFrame with a column a system or an array, and labels (N,) of **dev**."""
@@ -141,10 +145,14 @@ class LinearFusion(TransformerMixin, BaseEstimator):
         return _named(X, self.weights_.index).to_numpy() @ self.weights_.to_numpy() + self.b_
 
 # %% ../../nbs/6_scores/02_fusion.ipynb #c16454b7
-def fit_nonnegative(x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 0.0) -> tuple[np.ndarray, float]:
+def fit_nonnegative(
+    x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 0.0
+) -> tuple[np.ndarray, float]:
     """As `calibration.fit_weights`, with weights that are not negative (L-BFGS-B)."""
-    scale, tau = np.maximum(np.abs(x).max(0), 1e-12), np.log(p_bonafide) - np.log(1 - p_bonafide)
-    weight, sign = trial_weights(y, p_bonafide), np.where(y == BONAFIDE, -1.0, 1.0)
+    scale = np.maximum(np.abs(x).max(0), 1e-12)
+    tau = np.log(p_bonafide) - np.log(1 - p_bonafide)
+    weight = trial_weights(y, p_bonafide)
+    sign = np.where(y == BONAFIDE, -1.0, 1.0)
     z = np.column_stack([x / scale, np.ones(len(x))])
 
     def objective(w):
@@ -154,8 +162,14 @@ def fit_nonnegative(x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: floa
         return weight @ np.logaddexp(0, margin) + penalty, gradient + ridge * np.r_[w[:-1], 0.0]
 
     bounds = [(0, None)] * x.shape[1] + [(None, None)]
-    found = minimize(objective, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B", bounds=bounds,
-                     options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000})  # fmt: skip
+    found = minimize(
+        objective,
+        np.zeros(x.shape[1] + 1),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000},
+    )
     return found.x[:-1] / scale, float(found.x[-1])
 
 # %% ../../nbs/6_scores/02_fusion.ipynb #78bab5a1
@@ -168,16 +182,21 @@ def weight_intervals(fusion: LinearFusion, X, y, n: int = 200, level: float = 0.
         Index: system; `weight`, `low`, `high`, in nats a standard deviation.
     """
     X = _named(X)
-    y, spread, rows = np.asarray(y), X.std(), []
+    y = np.asarray(y)
+    spread = X.std()
+    rows = []
     for drawn in draw_weights(len(X), None, n, seed):
         index = np.repeat(np.arange(len(X)), drawn)
         if 0 < y[index].sum() < len(index):
             rows.append(clone(fusion).fit(X.iloc[index], y[index]).weights_ * spread)
-    low, high = pd.DataFrame(rows).quantile((1 - level) / 2), pd.DataFrame(rows).quantile((1 + level) / 2)
+    low = pd.DataFrame(rows).quantile((1 - level) / 2)
+    high = pd.DataFrame(rows).quantile((1 + level) / 2)
     return pd.DataFrame({"weight": clone(fusion).fit(X, y).weights_ * spread, "low": low, "high": high})
 
 # %% ../../nbs/6_scores/02_fusion.ipynb #7a5add7e
-def leave_one_out(fusion, dev, y_dev, ev, y_eval, metric: str = "cllr", n: int = 200, seed: int = 0) -> pd.DataFrame:
+def leave_one_out(
+    fusion, dev, y_dev, ev, y_eval, metric: str = "cllr", n: int = 200, seed: int = 0
+) -> pd.DataFrame:
     """What each system is worth: the metric on eval when it is left out of the fusion, minus with all of them.
 
     Returns
@@ -185,12 +204,15 @@ def leave_one_out(fusion, dev, y_dev, ev, y_eval, metric: str = "cllr", n: int =
     pandas.DataFrame
         Index: system; `without`, `gain` (positive: the system helps) with `low` and `high` by a paired bootstrap.
     """
-    dev, rows = _named(dev), []
+    dev = _named(dev)
+    rows = []
     scores = [clone(fusion).fit(dev, y_dev).transform(ev)]
     scores += [clone(fusion).fit(d, y_dev).transform(ev) for d in (dev.drop(columns=s) for s in dev)]
     draws = bootstrap([metric], scores, y_eval, n=n, seed=seed)[..., 0]
-    values = [CORES[metric](count(s, y_eval)) for s in scores]
+    values = [METRICS[metric](count(s, y_eval)) for s in scores]
     for i, system in enumerate(dev, start=1):
         low, high = np.quantile(draws[:, i] - draws[:, 0], [0.025, 0.975])
-        rows.append({"system": system, "without": values[i], "gain": values[i] - values[0], "low": low, "high": high})
+        rows.append(
+            {"system": system, "without": values[i], "gain": values[i] - values[0], "low": low, "high": high}
+        )
     return pd.DataFrame(rows).set_index("system")

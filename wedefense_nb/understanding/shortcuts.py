@@ -58,15 +58,21 @@ def trivia(samples: np.ndarray, rate: int) -> dict[str, float]:
 
 def trivia_table(m: Manifest, workers: int = -1) -> pd.DataFrame:
     """`trivia` of every recording, and its `codec` and `suffix`; one row an utterance, in the manifest's order."""
-    run = Parallel(workers, prefer="threads", return_as="generator")(delayed(lambda p: trivia(*decode(p)))(p) for p in m.paths())
-    table = pd.DataFrame(list(tqdm(run, total=len(m), desc="trivia", unit="file")), index=m.utterances.utt.to_numpy())
+    run = Parallel(workers, prefer="threads", return_as="generator")(
+        delayed(lambda p: trivia(*decode(p)))(p) for p in m.paths()
+    )
+    table = pd.DataFrame(
+        list(tqdm(run, total=len(m), desc="trivia", unit="file")), index=m.utterances.utt.to_numpy()
+    )
     suffix = m.utterances.path.str.rpartition(".")[2].str.lower()
     return table.assign(codec=m.utterances.codec.to_numpy(), suffix=suffix.to_numpy())
 
 # %% ../../nbs/8_understanding/05_shortcuts.ipynb #d4b3a171
 def _columns(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as they are, words as one column a value; what never varies is left out."""
-    x = pd.get_dummies(table, columns=[c for c in table if not pd.api.types.is_numeric_dtype(table[c])], dtype=float)
+    x = pd.get_dummies(
+        table, columns=[c for c in table if not pd.api.types.is_numeric_dtype(table[c])], dtype=float
+    )
     return x.loc[:, x.nunique() > 1]
 
 
@@ -75,7 +81,8 @@ def probe_scores(x: pd.DataFrame, labels, groups, folds: int = 5, seed: int = 0)
 
     Groups stay together; a score is standardised within its fold, so that folds can be pooled.
     """
-    labels, scores = np.asarray(labels), np.zeros(len(x))
+    labels = np.asarray(labels)
+    scores = np.zeros(len(x))
     groups = np.unique(np.asarray(groups, dtype=object), return_inverse=True)[1]
     folds = min(folds, *(len(np.unique(groups[labels == c])) for c in (0, 1)))
     if folds < 2:
@@ -93,8 +100,14 @@ def probe_scores(x: pd.DataFrame, labels, groups, folds: int = 5, seed: int = 0)
     return scores
 
 # %% ../../nbs/8_understanding/05_shortcuts.ipynb #9c9db244
-def shortcuts(m: Manifest, table: pd.DataFrame | None = None, by: str = "corpus", groups: str = "speaker",
-              n: int = 200, seed: int = 0) -> pd.DataFrame:  # fmt: skip
+def shortcuts(
+    m: Manifest,
+    table: pd.DataFrame | None = None,
+    by: str = "corpus",
+    groups: str = "speaker",
+    n: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
     """How well file-level trivia separate the classes, per corpus.
 
     Parameters
@@ -112,10 +125,13 @@ def shortcuts(m: Manifest, table: pd.DataFrame | None = None, by: str = "corpus"
         `by`, `trivia` (a column, or "all together"), `auc`, `low`, `high` (95 %), `eer`, `found` (the interval
         excludes chance). An AUC of a single column below 0.5 means: larger for spoof.
     """
-    table, u, rows = trivia_table(m) if table is None else table, m.utterances, []
+    table = trivia_table(m) if table is None else table
+    u = m.utterances
+    rows = []
     parts = u.groupby(by).indices if by in u and u[by].nunique() > 1 else {"": np.arange(len(u))}
     for part, at in parts.items():
-        labels, who = label_ids(u.label.iloc[at]), u[groups].iloc[at].where(u[groups].iloc[at] != "", u.utt.iloc[at])
+        labels = label_ids(u.label.iloc[at])
+        who = u[groups].iloc[at].where(u[groups].iloc[at] != "", u.utt.iloc[at])
         x = _columns(table.iloc[at])
         systems = {c: x[c].to_numpy() for c in x} | {"all together": probe_scores(x, labels, who, seed=seed)}
         for name, scores in systems.items():

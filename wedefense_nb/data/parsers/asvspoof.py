@@ -17,13 +17,26 @@ from ..lists import KEY, agree, each_list, find_root, joined, read_fields, rows,
 # %% ../../../nbs/1_data/05_asvspoof.ipynb #004b3fac
 LA_2019 = {("train", "bonafide"): 2580, ("train", "spoof"): 22800, ("dev", "bonafide"): 2548, ("dev", "spoof"): 22296,
            ("eval", "bonafide"): 7355, ("eval", "spoof"): 63882}  # fmt: skip
-_EACH = {"train": (1, 6, 3800), "dev": (1, 6, 3716), "eval": (7, 19, 4914)}  # first and last attack, trials of each
+_EACH = {
+    "train": (1, 6, 3800),
+    "dev": (1, 6, 3716),
+    "eval": (7, 19, 4914),
+}  # first and last attack, trials of each
 _ATTACKS = {(split, f"A{i:02d}"): n for split, (first, last, n) in _EACH.items() for i in range(first, last + 1)}
 
 
-@parser("asvspoof2019_la", title="ASVspoof 2019 LA", task="detection", licence="ODC-By", sources="VCTK",
-        url="https://datashare.ed.ac.uk/handle/10283/3336", bonafide=12483, spoof=108978, published=LA_2019 | _ATTACKS,
-        good_for="the training set of most published results; studio speech, systems of 2019")  # fmt: skip
+@parser(
+    "asvspoof2019_la",
+    title="ASVspoof 2019 LA",
+    task="detection",
+    licence="ODC-By",
+    sources="VCTK",
+    url="https://datashare.ed.ac.uk/handle/10283/3336",
+    bonafide=12483,
+    spoof=108978,
+    published=LA_2019 | _ATTACKS,
+    good_for="the training set of most published results; studio speech, systems of 2019",
+)
 def asvspoof2019_la(root: Path) -> Listing:
     """ASVspoof 2019, logical access."""
     base = find_root("asvspoof2019_la", root, ["ASVspoof2019_LA_cm_protocols"], inside=["LA"])
@@ -39,42 +52,88 @@ def asvspoof2019_la(root: Path) -> Listing:
 # %% ../../../nbs/1_data/05_asvspoof.ipynb #1ea2687e
 SCORED = {"la": {("eval", "bonafide"): 14816, ("eval", "spoof"): 133360},
           "df": {("eval", "bonafide"): 14869, ("eval", "spoof"): 519059}}  # fmt: skip
-_DF = {3: "source", 6: "trim", 7: "subset", 8: "vocoder", 9: "task", 10: "team", 11: "gender_pair", 12: "language"}
+_DF = {
+    3: "source",
+    6: "trim",
+    7: "subset",
+    8: "vocoder",
+    9: "task",
+    10: "team",
+    11: "gender_pair",
+    12: "language",
+}
 _MORE = {"la": {3: "transmission", 6: "trim", 7: "subset"}, "df": _DF}
 
 
 def _asvspoof2021(root: Path, track: str) -> Listing:
     """Trials of the track "la" or "df", labelled by its keys; without keys they have no labels."""
-    T, widths = track.upper(), [8 if track == "la" else 13]
+    T = track.upper()
+    widths = [8 if track == "la" else 13]
     base = find_root(f"asvspoof2021_{track}", root, [f"ASVspoof2021_{T}_eval", f"keys/{T}/CM/trial_metadata.txt"])
     places = [f"keys/{T}", f"{T}-keys-full/keys/{T}", f"ASVspoof2021_{T}_eval/keys/{T}", T, "keys"]
     keys = [p for place in places if (p := base / place / "CM/trial_metadata.txt").is_file()]
     folder = f"ASVspoof2021_{T}_eval"
     if not keys:
         trials = f"{folder}/ASVspoof2021.{T}.cm.eval.trl.txt"
-        problems = [("unlabelled", trials, f"no keys: unpack {T}-keys-full.tar.gz here, see {CORPORA['asvspoof2021_la'].url}")]
-        parts = [rows(t[0], f"{folder}/flac", ".flac", label="") for *_, t in each_list(base, {"eval": trials}, [1], problems)]
+        problems = [
+            (
+                "unlabelled",
+                trials,
+                f"no keys: unpack {T}-keys-full.tar.gz here, see {CORPORA['asvspoof2021_la'].url}",
+            )
+        ]
+        parts = [
+            rows(t[0], f"{folder}/flac", ".flac", label="")
+            for *_, t in each_list(base, {"eval": trials}, [1], problems)
+        ]
         return Listing(joined(parts), base, folders=[folder], problems=problems)
     t = read_fields(keys[0], widths)
     label = to_labels(t[5], KEY, keys[0])
     agree(label, t[4].isin(["bonafide", "-"]), keys[0], "the attack column")
     split = to_labels(t[7], {"eval": "eval", "progress": "", "hidden": ""}, keys[0])
-    u = rows(t[1], f"{folder}/flac", ".flac", label=label, split=split, speaker=t[0], codec=t[2],
-             attack=t[4].where(label == "spoof", ""), **{name: t[i] for i, name in _MORE[track].items()})  # fmt: skip
+    u = rows(
+        t[1],
+        f"{folder}/flac",
+        ".flac",
+        label=label,
+        split=split,
+        speaker=t[0],
+        codec=t[2],
+        attack=t[4].where(label == "spoof", ""),
+        **{name: t[i] for i, name in _MORE[track].items()},
+    )
     return Listing(u, base, folders=[folder, *(p.name for p in base.glob(f"{folder}_part*"))])
 
 # %% ../../../nbs/1_data/05_asvspoof.ipynb #3a7f7ff7
-@parser("asvspoof2021_la", title="ASVspoof 2021 LA", task="detection", licence="ODC-By", sources="VCTK",
-        url="https://zenodo.org/records/4837263", bonafide=14816, spoof=133360, published=SCORED["la"],
-        good_for="evaluation only: the attacks of 2019 through telephone lines and codecs")  # fmt: skip
+@parser(
+    "asvspoof2021_la",
+    title="ASVspoof 2021 LA",
+    task="detection",
+    licence="ODC-By",
+    sources="VCTK",
+    url="https://zenodo.org/records/4837263",
+    bonafide=14816,
+    spoof=133360,
+    published=SCORED["la"],
+    good_for="evaluation only: the attacks of 2019 through telephone lines and codecs",
+)
 def asvspoof2021_la(root: Path) -> Listing:
     """ASVspoof 2021, logical access; the numbers on the card are the scored trials."""
     return _asvspoof2021(root, "la")
 
 # %% ../../../nbs/1_data/05_asvspoof.ipynb #9a4ea889
-@parser("asvspoof2021_df", title="ASVspoof 2021 DF", task="detection", licence="ODC-By", sources="VCTK, VCC 2018, VCC 2020",
-        url="https://zenodo.org/records/4835108", bonafide=14869, spoof=519059, published=SCORED["df"],
-        good_for="evaluation only: over 100 attacks through media compression")  # fmt: skip
+@parser(
+    "asvspoof2021_df",
+    title="ASVspoof 2021 DF",
+    task="detection",
+    licence="ODC-By",
+    sources="VCTK, VCC 2018, VCC 2020",
+    url="https://zenodo.org/records/4835108",
+    bonafide=14869,
+    spoof=519059,
+    published=SCORED["df"],
+    good_for="evaluation only: over 100 attacks through media compression",
+)
 def asvspoof2021_df(root: Path) -> Listing:
     """ASVspoof 2021, deepfake; the numbers on the card are the scored trials."""
     return _asvspoof2021(root, "df")
@@ -84,27 +143,56 @@ V5 = {"train": ("ASVspoof5.train.tsv", "flac_T"), "dev": ("ASVspoof5.dev.track_1
       "eval": ("ASVspoof5.eval.track_1.tsv", "flac_E_eval")}  # fmt: skip
 V5_COUNTS = {("train", "bonafide"): 18797, ("train", "spoof"): 163560, ("dev", "bonafide"): 31334,
              ("dev", "spoof"): 109616, ("eval", "bonafide"): 138688, ("eval", "spoof"): 542086}  # fmt: skip
-_TEN = {0: "speaker", 1: "utt", 2: "gender", 3: "codec", 4: "codec_q", 5: "codec_seed", 6: "attack_tag", 7: "attack", 8: "label"}
+_TEN = {
+    0: "speaker",
+    1: "utt",
+    2: "gender",
+    3: "codec",
+    4: "codec_q",
+    5: "codec_seed",
+    6: "attack_tag",
+    7: "attack",
+    8: "label",
+}
 _SIX = {0: "speaker", 1: "utt", 2: "gender", 4: "attack", 5: "label"}
 
 
-@parser("asvspoof5", title="ASVspoof 5", task="detection", licence="ODC-By; bona fide CC BY 4.0",
-        sources="MLS", url="https://zenodo.org/records/14498691", bonafide=188819, spoof=815262, published=V5_COUNTS,
-        good_for="training at scale: 2,000 speakers, codecs, adversarial attacks")  # fmt: skip
+@parser(
+    "asvspoof5",
+    title="ASVspoof 5",
+    task="detection",
+    licence="ODC-By; bona fide CC BY 4.0",
+    sources="MLS",
+    url="https://zenodo.org/records/14498691",
+    bonafide=188819,
+    spoof=815262,
+    published=V5_COUNTS,
+    good_for="training at scale: 2,000 speakers, codecs, adversarial attacks",
+)
 def asvspoof5(root: Path) -> Listing:
     """ASVspoof 5, Track 1."""
     base = find_root("asvspoof5", root, ["ASVspoof5_protocols", V5["train"][0], V5["eval"][0]])
-    lists, parts, problems, also = _protocols(base), [], [], []
+    lists = _protocols(base)
+    parts = []
+    problems = []
+    also = []
     for split, path, t in each_list(lists, {s: name for s, (name, _) in V5.items()}, [10, 6], problems):
         t = t.rename(columns=_TEN if len(t.columns) == 10 else _SIX)
-        label, folder = to_labels(t.label, KEY, path), V5[split][1]
+        label = to_labels(t.label, KEY, path)
+        folder = V5[split][1]
         agree(label, t.attack == "bonafide", path, "the attack column")
         more = {c: t[c] for c in ("codec", "gender", "codec_q", "codec_seed", "attack_tag") if c in t}
         attack = t.attack.where(label == "spoof", "")
-        parts.append(rows(t.utt, folder, ".flac", label=label, split=split, speaker=t.speaker, attack=attack, **more))
+        parts.append(
+            rows(t.utt, folder, ".flac", label=label, split=split, speaker=t.speaker, attack=attack, **more)
+        )
         if (lists / f"ASVspoof5.{split}.track_2.enroll.tsv").is_file():
             also += [f"{folder}/{utt}.flac" for utts in enrolment(root, split).values() for utt in utts]
-    folders = [p.relative_to(base).as_posix() for f in "TDE" for p in [*base.glob(f"flac_{f}*"), *base.glob(f"*/flac_{f}*")]]
+    folders = [
+        p.relative_to(base).as_posix()
+        for f in "TDE"
+        for p in [*base.glob(f"flac_{f}*"), *base.glob(f"*/flac_{f}*")]
+    ]
     return Listing(joined(parts), base, folders=folders, also=also, problems=problems)
 
 # %% ../../../nbs/1_data/05_asvspoof.ipynb #67c31331

@@ -37,8 +37,10 @@ def segments_from_labels(labels: dict[str, np.ndarray], resolution: float) -> pd
     flat = np.concatenate(list(labels.values()))
     owner = np.repeat(np.arange(len(lengths)), lengths)
     starts = np.flatnonzero(np.r_[True, (np.diff(flat) != 0) | (np.diff(owner) != 0)])
-    ends, first = np.r_[starts[1:], len(flat)], np.cumsum(lengths) - lengths
-    utts, who = np.array(list(labels), dtype=object), owner[starts]
+    ends = np.r_[starts[1:], len(flat)]
+    first = np.cumsum(lengths) - lengths
+    utts = np.array(list(labels), dtype=object)
+    who = owner[starts]
     times = {"start": (starts - first[who]) * resolution, "end": (ends - first[who]) * resolution}
     return pd.DataFrame({"utt": utts[who], **times, "label": np.where(flat[starts] == 1, "bonafide", "spoof")})
 
@@ -55,8 +57,10 @@ def assert_polarity(u: pd.DataFrame, s: pd.DataFrame, where) -> None:
     u = u[u.utt.isin(set(s.utt)) & (u.label != "")]
     odd = u[(u.label == "spoof") != u.utt.isin(fake)]
     if len(odd):
-        raise CorpusError(f"{where}: polarity: segments contradict the labels of {len(odd)} of {len(u)} utterances "
-                          f"({odd.utt.iloc[0]} is {odd.label.iloc[0]}); 1, T and real must mean bona fide")  # fmt: skip
+        raise CorpusError(
+            f"{where}: polarity: segments contradict the labels of {len(odd)} of {len(u)} utterances "
+            f"({odd.utt.iloc[0]} is {odd.label.iloc[0]}); 1, T and real must mean bona fide"
+        )
 
 # %% ../../../nbs/1_data/06_partial.ipynb #c4664f41
 class _ArraysOnly(pickle.Unpickler):
@@ -93,7 +97,8 @@ def segment_labels(root, split: str, resolution: float) -> dict[str, np.ndarray]
 def read_rttm(path) -> pd.DataFrame:
     """Segments `utt`, `start`, `end` (s), `label` of an RTTM file; those shorter than 0.1 ms are dropped."""
     t = read_fields(path, [10])
-    start, length = t[3].astype(float), t[4].astype(float)
+    start = t[3].astype(float)
+    length = t[4].astype(float)
     s = pd.DataFrame({"utt": t[1], "start": start, "end": start + length, "label": to_labels(t[7], KEY, path)})
     return s[length > 1e-4]
 
@@ -111,22 +116,36 @@ def _partialspoof_segments(base: Path, split: str, resolution, problems: list) -
     return segments_from_labels(segment_labels(base, split, step), step), step
 
 # %% ../../../nbs/1_data/06_partial.ipynb #98017df7
-@parser("partialspoof", title="PartialSpoof 1.2", task="localization", licence="CC BY 4.0", sources="VCTK (ASVspoof 2019 LA)",
-        url="https://zenodo.org/records/5766198", bonafide=12483, spoof=108978, published=LA_2019,
-        good_for="training a localizer; every published one is compared on it")  # fmt: skip
+@parser(
+    "partialspoof",
+    title="PartialSpoof 1.2",
+    task="localization",
+    licence="CC BY 4.0",
+    sources="VCTK (ASVspoof 2019 LA)",
+    url="https://zenodo.org/records/5766198",
+    bonafide=12483,
+    spoof=108978,
+    published=LA_2019,
+    good_for="training a localizer; every published one is compared on it",
+)
 def partialspoof(root: Path, resolution: float | None = None) -> Listing:
     """PartialSpoof: replaced words in recordings of ASVspoof 2019 LA."""
     base = find_root("partialspoof", root, ["protocols"], inside=["database"])
     folder = "protocols/PartialSpoof_LA_cm_protocols"
     lists = {s: f"{folder}/PartialSpoof.LA.cm.{s}.trl.txt" for s in ("train", "dev", "eval")}
-    parts, found, problems, slack = [], [], [], 0.0
+    parts = []
+    found = []
+    problems = []
+    slack = 0.0
     for split, path, t in each_list(base, lists, [5], problems):
         label = to_labels(t[4], KEY, path)
         agree(label, t[3] == "-", path, "the column CON")
         u = rows(t[1], f"{split}/con_wav", ".wav", label=label, split=split, speaker=t[0], attack=t[3])
         s, step = _partialspoof_segments(base, split, resolution, problems)
         assert_polarity(u, s, f"segments of {split}")
-        parts, found, slack = [*parts, u], [*found, partial_only(s[s.utt.isin(set(u.utt))], "CON")], max(slack, step)
+        parts = [*parts, u]
+        found = [*found, partial_only(s[s.utt.isin(set(u.utt))], "CON")]
+        slack = max(slack, step)
     segments = pd.concat(found) if found else None
     return Listing(joined(parts), base, segments, [f"{s}/con_wav" for s in lists], slack=slack, problems=problems)
 
@@ -157,8 +176,15 @@ def _half_truth_corpus(base: Path, lists: dict, folder: dict, problems: list) ->
     return Listing(joined(parts), base, segments, folders, slack=0.02, problems=problems)  # two decimals
 
 # %% ../../../nbs/1_data/06_partial.ipynb #99ac6811
-@parser("had", title="HAD (Half-Truth)", task="localization", licence="CC BY 4.0", sources="AISHELL-3",
-        url="https://zenodo.org/records/10377492", good_for="one replaced word a recording, Mandarin")  # fmt: skip
+@parser(
+    "had",
+    title="HAD (Half-Truth)",
+    task="localization",
+    licence="CC BY 4.0",
+    sources="AISHELL-3",
+    url="https://zenodo.org/records/10377492",
+    good_for="one replaced word a recording, Mandarin",
+)
 def had(root: Path) -> Listing:
     """Half-Truth Audio Detection; the folders are really called `conbine`."""
     lists = {s: f"HAD_{s}/HAD_{s}_label.txt" for s in ("train", "dev", "test")}
@@ -167,17 +193,27 @@ def had(root: Path) -> Listing:
     return _half_truth_corpus(base, dict(zip(folder, lists.values(), strict=True)), folder, [])
 
 
-@parser("add2023_track2", title="ADD 2023 Track 2", task="localization", licence="by request", trials=120916,
-        published={("train", "all"): 53093, ("dev", "all"): 17823, ("eval", "all"): 50000},
-        sources="AISHELL-3 and others", url="http://addchallenge.cn", good_for="replaced stretches, Mandarin")  # fmt: skip
+@parser(
+    "add2023_track2",
+    title="ADD 2023 Track 2",
+    task="localization",
+    licence="by request",
+    trials=120916,
+    published={("train", "all"): 53093, ("dev", "all"): 17823, ("eval", "all"): 50000},
+    sources="AISHELL-3 and others",
+    url="http://addchallenge.cn",
+    good_for="replaced stretches, Mandarin",
+)
 def add2023_track2(root: Path) -> Listing:
     """ADD 2023, manipulation region location; the test set has no labels."""
-    name, folders = "ADD2023_Track2", {s: f"ADD2023_Track2_{f}/wav" for s, f in
-                                       [("train", "train"), ("dev", "dev"), ("eval", "test")]}  # fmt: skip
+    name = "ADD2023_Track2"
+    folders = {s: f"ADD2023_Track2_{f}/wav" for s, f in [("train", "train"), ("dev", "dev"), ("eval", "test")]}
     base = find_root("add2023_track2", root, [f"{name}_train", f"{name}_dev", f"{name}_test"])
     listing = _half_truth_corpus(base, {s: f"{name}_{s}/label.txt" for s in ("train", "dev")}, folders, [])
     test = pd.Series(sorted(p.stem for p in (base / folders["eval"]).glob("*.wav")), dtype="str")
-    listing.utterances = pd.concat([listing.utterances, rows(test, folders["eval"], ".wav", label="", split="eval")])
+    listing.utterances = pd.concat(
+        [listing.utterances, rows(test, folders["eval"], ".wav", label="", split="eval")]
+    )
     return listing
 
 # %% ../../../nbs/1_data/06_partial.ipynb #0483c3ab
@@ -191,26 +227,51 @@ def _llama_line(number: int, line: str, path: Path) -> tuple[dict, list[dict]]:
     except (ValueError, KeyError, IndexError):
         fits = False
     if not fits or label not in KEY or "\ufffd" in line:
-        raise CorpusError(f"{path}: line {number} is not UTT SECONDS LABEL start-end-label … without gaps: {line[:80]!r}")
+        raise CorpusError(
+            f"{path}: line {number} is not UTT SECONDS LABEL start-end-label … without gaps: {line[:80]!r}"
+        )
     return {"utt": utt, "label": label}, s
 
 # %% ../../../nbs/1_data/06_partial.ipynb #ec76cd39
-@parser("llamapartialspoof", title="LlamaPartialSpoof", task="localization", licence="CC BY 4.0", sources="LibriTTS",
-        url="https://zenodo.org/records/14214149", hours=130, trials=140616, published={("eval", "all"): 140616},
-        good_for="evaluation only: full and partial fakes by recent synthesizers")  # fmt: skip
+@parser(
+    "llamapartialspoof",
+    title="LlamaPartialSpoof",
+    task="localization",
+    licence="CC BY 4.0",
+    sources="LibriTTS",
+    url="https://zenodo.org/records/14214149",
+    hours=130,
+    trials=140616,
+    published={("eval", "all"): 140616},
+    good_for="evaluation only: full and partial fakes by recent synthesizers",
+)
 def llamapartialspoof(root: Path) -> Listing:
     """LlamaPartialSpoof, both releases."""
     lists = {part: f"label_{part}.txt" for part in ("R01TTS.0.a", "R01TTS.0.b")}
     base = find_root("llamapartialspoof", root, lists.values())
-    parts, found, problems = [], [], [("missing", f, "list") for f in lists.values() if not (base / f).is_file()]
+    parts = []
+    found = []
+    problems = [("missing", f, "list") for f in lists.values() if not (base / f).is_file()]
     for part in (p for p, f in lists.items() if (base / f).is_file()):
         text = (base / lists[part]).read_bytes().decode("utf-8-sig", errors="replace").splitlines()
         pairs = [_llama_line(i, line, base / lists[part]) for i, line in enumerate(text, 1) if line.strip()]
-        u, s = pd.DataFrame([p[0] for p in pairs], dtype="str"), pd.DataFrame([x for p in pairs for x in p[1]])
+        u = pd.DataFrame([p[0] for p in pairs], dtype="str")
+        s = pd.DataFrame([x for p in pairs for x in p[1]])
         name = u.utt.str.extract(r"^[^-_]+-(?P<attack>.+?)-(?P<kind>full|partial[^_]*)_").fillna("")
         source = u.utt.str.extract(r"_((\d+)_\d+_\d+_\d+)$").fillna("")
-        parts.append(rows(u.utt, part, ".wav", label=u.label, split="eval", speaker=source[1], source=source[0],
-                          attack=name.attack.where(u.label == "spoof", ""), kind=name.kind))  # fmt: skip
+        parts.append(
+            rows(
+                u.utt,
+                part,
+                ".wav",
+                label=u.label,
+                split="eval",
+                speaker=source[1],
+                source=source[0],
+                attack=name.attack.where(u.label == "spoof", ""),
+                kind=name.kind,
+            )
+        )
         s = s.astype({"start": float, "end": float})
         assert_polarity(parts[-1], s, base / lists[part])
         found.append(partial_only(s))
@@ -224,10 +285,17 @@ def _tile(periods, duration: float) -> list[tuple[float, float, str]]:
     return [(start, end, label) for (start, end), label in pieces if end > start]
 
 
-@parser("lav_df", title="LAV-DF (sound)", task="localization", licence="CC BY-NC 4.0 and terms", sources="VoxCeleb2",
-        url="https://github.com/ControlNet/LAV-DF", trials=136304,
-        published={("train", "all"): 78703, ("dev", "all"): 31501, ("eval", "all"): 26100},
-        good_for="replaced words in videos; use the sound track")  # fmt: skip
+@parser(
+    "lav_df",
+    title="LAV-DF (sound)",
+    task="localization",
+    licence="CC BY-NC 4.0 and terms",
+    sources="VoxCeleb2",
+    url="https://github.com/ControlNet/LAV-DF",
+    trials=136304,
+    published={("train", "all"): 78703, ("dev", "all"): 31501, ("eval", "all"): 26100},
+    good_for="replaced words in videos; use the sound track",
+)
 def lav_df(root: Path) -> Listing:
     """LAV-DF: spoof means that the sound was modified."""
     base = find_root("lav_df", root, ["metadata.min.json"], inside=["LAV-DF"])
@@ -236,13 +304,19 @@ def lav_df(root: Path) -> Listing:
     if missing := [c for c in need if c not in t]:
         raise CorpusError(f"{base / 'metadata.min.json'}: no {missing} in it; found {list(t.columns)}")
     utt = t.file.astype("str").str.replace(r"\.mp4$", "", regex=True)
-    label = to_labels(t.modify_audio.astype(str), {"True": "spoof", "False": "bonafide"}, base / "metadata.min.json")
+    label = to_labels(
+        t.modify_audio.astype(str), {"True": "spoof", "False": "bonafide"}, base / "metadata.min.json"
+    )
     silent = (label == "spoof") & (t.fake_periods.str.len() == 0)
     agree(label.where(~silent, "bonafide"), label == "bonafide", base / "metadata.min.json", "fake_periods")
     split = to_labels(t.split, {"train": "train", "dev": "dev", "test": "eval"}, base / "metadata.min.json")
     source = t.original.fillna("") if "original" in t else ""
     u = rows(utt, "", "", label=label, split=split, source=source, modify_video=t.modify_video).assign(path=t.file)
-    fake = [(x, *piece) for x, periods, d, y in zip(utt, t.fake_periods, t.duration, label, strict=True)
-            if y == "spoof" for piece in _tile(periods, float(d))]  # fmt: skip
+    fake = [
+        (x, *piece)
+        for x, periods, d, y in zip(utt, t.fake_periods, t.duration, label, strict=True)
+        if y == "spoof"
+        for piece in _tile(periods, float(d))
+    ]
     s = partial_only(pd.DataFrame(fake, columns=["utt", "start", "end", "label"]))
     return Listing(u, base, s, ["train", "dev", "test"], slack=0.1)

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..corpora import SOUNDS, CorpusError, Listing, parser, scan
+from ..audio import SOUNDS
+from ..corpora import CorpusError, Listing, parser, scan
 from ..lists import agree, each_list, find_root, joined, rows, to_labels
 from ..manifest import SEGMENTS
 
@@ -23,9 +24,18 @@ def read_table(path, need, sep: str = ",") -> pd.DataFrame:
 
     With another separator than the comma, quotation marks mean nothing. Rows are counted against lines.
     """
-    path, quoting = Path(path), csv.QUOTE_MINIMAL if sep == "," else csv.QUOTE_NONE
+    path = Path(path)
+    quoting = csv.QUOTE_MINIMAL if sep == "," else csv.QUOTE_NONE
     try:
-        t = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, quoting=quoting, encoding="utf-8-sig", index_col=False)
+        t = pd.read_csv(
+            path,
+            sep=sep,
+            dtype=str,
+            keep_default_na=False,
+            quoting=quoting,
+            encoding="utf-8-sig",
+            index_col=False,
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: not a table separated by {sep!r} ({str(error).strip()})") from error
     t.columns = [c.strip() for c in t.columns]
@@ -39,13 +49,26 @@ def read_table(path, need, sep: str = ",") -> pd.DataFrame:
 
 def ids(paths: pd.Series) -> pd.Series:
     """Ids from paths: without suffix and a leading ./, blanks as _ (lists are separated by blanks)."""
-    return paths.astype("str").str.replace(r"^\./|\.[A-Za-z0-9]{2,4}$", "", regex=True).str.replace(r"\s+", "_", regex=True)
+    return (
+        paths.astype("str")
+        .str.replace(r"^\./|\.[A-Za-z0-9]{2,4}$", "", regex=True)
+        .str.replace(r"\s+", "_", regex=True)
+    )
 
 # %% ../../../nbs/1_data/07_wild.ipynb #2dd0f2c2
-@parser("in_the_wild", title="In-the-Wild", task="detection", licence="Apache-2.0 (second-hand)", sources="public figures, web",
-        url="https://deepfake-total.com/in_the_wild", hours=38.0, bonafide=19963, spoof=11816,
-        published={("eval", "bonafide"): 19963, ("eval", "spoof"): 11816},
-        good_for="evaluation: does it hold outside the laboratory?")  # fmt: skip
+@parser(
+    "in_the_wild",
+    title="In-the-Wild",
+    task="detection",
+    licence="Apache-2.0 (second-hand)",
+    sources="public figures, web",
+    url="https://deepfake-total.com/in_the_wild",
+    hours=38.0,
+    bonafide=19963,
+    spoof=11816,
+    published={("eval", "bonafide"): 19963, ("eval", "spoof"): 11816},
+    good_for="evaluation: does it hold outside the laboratory?",
+)
 def in_the_wild(root: Path) -> Listing:
     """In-the-Wild: celebrities and politicians, real and faked, from the web."""
     base = find_root("in_the_wild", root, ["meta.csv"], inside=["release_in_the_wild"])
@@ -55,12 +78,21 @@ def in_the_wild(root: Path) -> Listing:
     return Listing(u, base)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #30ed1dba
-@parser("spoofceleb", title="SpoofCeleb", task="detection", licence="gated", sources="VoxCeleb1", trials=2_500_000,
-        url="https://huggingface.co/datasets/jungjee/spoofceleb",
-        good_for="training on voices of 1,251 celebrities with real noise; 23 attacks")  # fmt: skip
+@parser(
+    "spoofceleb",
+    title="SpoofCeleb",
+    task="detection",
+    licence="gated",
+    sources="VoxCeleb1",
+    trials=2_500_000,
+    url="https://huggingface.co/datasets/jungjee/spoofceleb",
+    good_for="training on voices of 1,251 celebrities with real noise; 23 attacks",
+)
 def spoofceleb(root: Path) -> Listing:
     """SpoofCeleb; bona fide is attack a00."""
-    base, parts, problems = find_root("spoofceleb", root, ["metadata"], inside=["spoofceleb"]), [], []
+    base = find_root("spoofceleb", root, ["metadata"], inside=["spoofceleb"])
+    parts = []
+    problems = []
     for split, name in (("train", "train"), ("dev", "development"), ("eval", "evaluation")):
         path = base / "metadata" / f"{name}.csv"
         if not path.is_file():
@@ -75,26 +107,45 @@ def spoofceleb(root: Path) -> Listing:
     return Listing(joined(parts), base, folders=["flac"], problems=problems)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #74d04638
-@parser("deepfake_eval_2024", title="Deepfake-Eval-2024", task="detection", licence="gated", sources="social media, 2024",
-        url="https://huggingface.co/datasets/nuriachandra/Deepfake-Eval-2024", hours=56.5, trials=1980,
-        good_for="evaluation: fakes that people really met; long files, score in windows")  # fmt: skip
+@parser(
+    "deepfake_eval_2024",
+    title="Deepfake-Eval-2024",
+    task="detection",
+    licence="gated",
+    sources="social media, 2024",
+    url="https://huggingface.co/datasets/nuriachandra/Deepfake-Eval-2024",
+    hours=56.5,
+    trials=1980,
+    good_for="evaluation: fakes that people really met; long files, score in windows",
+)
 def deepfake_eval_2024(root: Path) -> Listing:
     """Deepfake-Eval-2024, sound; `unknown` ones are set aside."""
     base = find_root("deepfake_eval_2024", root, ["audio-metadata-publish.csv"])
     path = base / "audio-metadata-publish.csv"
     t = read_table(path, ["Filename", "Ground Truth", "Finetuning Set"])
     words = {"real": "bonafide", "fake": "spoof", "unknown": ""}
-    label, part = to_labels(t["Ground Truth"].str.lower(), words, path), t["Finetuning Set"].str.lower()
+    label = to_labels(t["Ground Truth"].str.lower(), words, path)
+    part = t["Finetuning Set"].str.lower()
     split = part.map({"train": "train", "test": "eval"}).fillna("")
     u = rows(t.Filename.str.replace(r"\s+", "_", regex=True), "", "", label=label, split=split)
     u["path"] = "audio-data/" + t.Filename
     problems = [("unlabelled", p, "Ground Truth is unknown") for p in u.path[label == ""]]
     also = u.path[label == ""].tolist()
-    return Listing(u[label != ""].reset_index(drop=True), base, folders=["audio-data"], also=also, problems=problems)
+    return Listing(
+        u[label != ""].reset_index(drop=True), base, folders=["audio-data"], also=also, problems=problems
+    )
 
 # %% ../../../nbs/1_data/07_wild.ipynb #11d9d875
-@parser("mlaad", title="MLAAD", task="detection", licence="CC BY-NC 4.0 (unconfirmed)", sources="M-AILABS", hours=678.3,
-        url="https://deepfake-total.com/mlaad", good_for="fake only: over 100 synthesizers, 51 languages (v9)")  # fmt: skip
+@parser(
+    "mlaad",
+    title="MLAAD",
+    task="detection",
+    licence="CC BY-NC 4.0 (unconfirmed)",
+    sources="M-AILABS",
+    hours=678.3,
+    url="https://deepfake-total.com/mlaad",
+    good_for="fake only: over 100 synthesizers, 51 languages (v9)",
+)
 def mlaad(root: Path) -> Listing:
     """MLAAD, any version; bona fide speech (M-AILABS) is not included."""
     base = find_root("mlaad", root, ["fake"], inside=["MLAAD", "mlaad"])
@@ -103,8 +154,17 @@ def mlaad(root: Path) -> Listing:
         t = read_table(path, ["path", "original_file", "language", "model_name"], sep="|")
         reader = t.original_file.str.extract(r"by_book/[^/]+/([^/]+)/")[0].fillna("")
         more = {c: t[c] for c in ("architecture", "training_data") if c in t}
-        u = rows(ids(t.path), "", "", label="spoof", speaker=reader, attack=t.model_name, source=t.original_file,
-                 language=t.language, **more)  # fmt: skip
+        u = rows(
+            ids(t.path),
+            "",
+            "",
+            label="spoof",
+            speaker=reader,
+            attack=t.model_name,
+            source=t.original_file,
+            language=t.language,
+            **more,
+        )
         parts.append(u.assign(path=t.path.str.removeprefix("./")))
     return Listing(joined(parts), base, folders=["fake"])
 
@@ -116,15 +176,28 @@ def _sounds(base: Path, pattern: str, folders) -> pd.DataFrame:
     return found.assign(path=paths)[found.notna().any(axis=1)].fillna("").reset_index(drop=True)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #c74802db
-@parser("wavefake", title="WaveFake and LJSpeech", task="detection", licence="unconfirmed; LJSpeech public domain",
-        sources="LJSpeech, JSUT", url="https://zenodo.org/records/5642694", hours=196, bonafide=13100, spoof=117985,
-        published={("", "spoof"): 117985},
-        good_for="copies by GAN vocoders; one real voice in English, so never alone")  # fmt: skip
+@parser(
+    "wavefake",
+    title="WaveFake and LJSpeech",
+    task="detection",
+    licence="unconfirmed; LJSpeech public domain",
+    sources="LJSpeech, JSUT",
+    url="https://zenodo.org/records/5642694",
+    hours=196,
+    bonafide=13100,
+    spoof=117985,
+    published={("", "spoof"): 117985},
+    good_for="copies by GAN vocoders; one real voice in English, so never alone",
+)
 def wavefake(root: Path) -> Listing:
     """WaveFake; bona fide are LJSpeech-1.1 and jsut_ver1.1 where they lie beside it."""
     base = find_root("wavefake", root, ["generated_audio"], inside=["WaveFake", "wavefake"])
     folders = ["generated_audio", "LJSpeech-1.1", "jsut_ver1.1"]
-    fake = _sounds(base, r"^generated_audio/(?P<attack>[^/]+)/.*?(?P<source>[^/]+?)(?:_gen(?:erated)?)?\.wav$", folders[:1])
+    fake = _sounds(
+        base,
+        r"^generated_audio/(?P<attack>[^/]+)/.*?(?P<source>[^/]+?)(?:_gen(?:erated)?)?\.wav$",
+        folders[:1],
+    )
     real = _sounds(base, r"^(?P<voice>LJSpeech-1\.1|jsut_ver1\.1)/.*?(?P<source>[^/]+)\.wav$", folders[1:])
     problems = [] if len(real) else [("missing", "LJSpeech-1.1", "bona fide speech; there is none without it")]
     u = pd.concat([fake.assign(label="spoof"), real.assign(label="bonafide", attack="")], ignore_index=True)
@@ -134,14 +207,23 @@ def wavefake(root: Path) -> Listing:
     return Listing(u, base, folders=folders, problems=problems)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #9f6b6520
-@parser("cfad", title="CFAD", task="detection", licence="CC BY 4.0", sources="AISHELL-1, AISHELL-3, THCHS-30, MAGICDATA",
-        url="https://zenodo.org/records/8122764", good_for="Mandarin; the same recordings clean, noisy and coded")  # fmt: skip
+@parser(
+    "cfad",
+    title="CFAD",
+    task="detection",
+    licence="CC BY 4.0",
+    sources="AISHELL-1, AISHELL-3, THCHS-30, MAGICDATA",
+    url="https://zenodo.org/records/8122764",
+    good_for="Mandarin; the same recordings clean, noisy and coded",
+)
 def cfad(root: Path) -> Listing:
     """CFAD in its three versions; `source` is the recording that the versions share."""
     versions = ["clean_version", "noisy_version", "codec_version"]
     base = find_root("cfad", root, versions, inside=["CFAD"])
     folder = r"^(?P<version>\w+)_version/(?P<split>train|dev|test)_(?P<condition>\w+)/(?P<label>real|fake)_\w+/(?P<attack>[^/]+)/"
-    t = _sounds(base, folder + r"(?:.*/)?(?P<source>[^/_]+)(?:_[^/]*?)??(?:_(?P<codec>[a-z0-9]+))?\.wav$", versions)
+    t = _sounds(
+        base, folder + r"(?:.*/)?(?P<source>[^/_]+)(?:_[^/]*?)??(?:_(?P<codec>[a-z0-9]+))?\.wav$", versions
+    )
     label = to_labels(t.label, {"real": "bonafide", "fake": "spoof"}, base)
     codec = t.codec.where((t.version == "codec") & (t.codec != t.attack), "")
     split = t.split.map({"train": "train", "dev": "dev", "test": "eval"})
@@ -150,8 +232,15 @@ def cfad(root: Path) -> Listing:
     return Listing(u, base, folders=versions)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #db4e8236
-@parser("musan", title="MUSAN", task="augmentation", licence="CC BY 4.0 / public domain", hours=109,
-        url="https://www.openslr.org/17", good_for="noise, music, babble to mix in; its speech is human")  # fmt: skip
+@parser(
+    "musan",
+    title="MUSAN",
+    task="augmentation",
+    licence="CC BY 4.0 / public domain",
+    hours=109,
+    url="https://www.openslr.org/17",
+    good_for="noise, music, babble to mix in; its speech is human",
+)
 def musan(root: Path) -> Listing:
     """MUSAN: `kind` is music, noise or speech."""
     kinds = ["music", "noise", "speech"]
@@ -160,8 +249,14 @@ def musan(root: Path) -> Listing:
     return Listing(t.assign(label="", split="", speaker="", attack="", codec=""), base, folders=kinds)
 
 
-@parser("rirs_noises", title="RIRS_NOISES", task="augmentation", licence="Apache-2.0", url="https://www.openslr.org/28",
-        good_for="rooms to play speech in: simulated and real impulse responses, noises")  # fmt: skip
+@parser(
+    "rirs_noises",
+    title="RIRS_NOISES",
+    task="augmentation",
+    licence="Apache-2.0",
+    url="https://www.openslr.org/28",
+    good_for="rooms to play speech in: simulated and real impulse responses, noises",
+)
 def rirs_noises(root: Path) -> Listing:
     """RIRS_NOISES: `kind` is rir or noise, `room` small, medium, large or real."""
     parts = ["simulated_rirs", "real_rirs_isotropic_noises", "pointsource_noises"]
@@ -174,10 +269,18 @@ def rirs_noises(root: Path) -> Listing:
     return Listing(t.drop(columns=["part", "name"]), base, folders=parts)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #5e2452aa
-@parser("codecfake", title="Codecfake", task="detection", licence="CC BY-NC-ND 4.0", sources="VCTK, AISHELL-3",
-        url="https://github.com/xieyuankun/Codecfake", bonafide=132277, spoof=925939,
-        published={("train", "all"): 740747, ("dev", "all"): 92596},
-        good_for="fakes by neural codecs, the back end of speaking language models")  # fmt: skip
+@parser(
+    "codecfake",
+    title="Codecfake",
+    task="detection",
+    licence="CC BY-NC-ND 4.0",
+    sources="VCTK, AISHELL-3",
+    url="https://github.com/xieyuankun/Codecfake",
+    bonafide=132277,
+    spoof=925939,
+    published={("train", "all"): 740747, ("dev", "all"): 92596},
+    good_for="fakes by neural codecs, the back end of speaking language models",
+)
 def codecfake(root: Path) -> Listing:
     """Codecfake; `condition` is the test set (C1 to C7, A1 to A3)."""
     base = find_root("codecfake", root, ["label"], inside=["Codecfake"])
@@ -190,13 +293,20 @@ def codecfake(root: Path) -> Listing:
         folder += f"/{name}" * (base / folder / name).is_dir()  # some unpack one folder deeper
         attack = (name if name.startswith("A") else "F0" + t[2]) if split == "eval" else "F0" + t[2]
         u = rows(name + "/" + ids(t[0]), "", "", label=label, split=split, condition=name)
-        parts.append(u.assign(path=folder + "/" + t[0], attack=pd.Series(attack, t.index).where(label == "spoof", "")))
+        parts.append(
+            u.assign(path=folder + "/" + t[0], attack=pd.Series(attack, t.index).where(label == "spoof", ""))
+        )
     return Listing(joined(parts), base, folders=["train", "dev", "test"], problems=problems)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #c3edeaa8
-@parser("antideepfake", title="AntiDeepfake protocol", task="detection", licence="code BSD-3",
-        url="https://github.com/nii-yamagishilab/AntiDeepfake",
-        good_for="mixing many corpora; also says what published models were trained on")  # fmt: skip
+@parser(
+    "antideepfake",
+    title="AntiDeepfake protocol",
+    task="detection",
+    licence="code BSD-3",
+    url="https://github.com/nii-yamagishilab/AntiDeepfake",
+    good_for="mixing many corpora; also says what published models were trained on",
+)
 def antideepfake(root: Path, data=None) -> Listing:
     """One CSV, or a folder of them; `data` is what $ROOT stands for (default: where the CSV lies)."""
     files = [root] if root.is_file() else sorted(root.glob("*.csv"))
@@ -208,8 +318,19 @@ def antideepfake(root: Path, data=None) -> Listing:
     label = to_labels(t.Label, {"real": "bonafide", "fake": "spoof"}, files[0])
     split = to_labels(t.Proportion, {"train": "train", "valid": "dev", "test": "eval", "-": ""}, files[0])
     more = {"language": t.Language.replace("-", "")} if "Language" in t else {}
-    attack, corpus = t.Attack.where(label == "spoof", "").replace("-", ""), t.ID.str.split("-").str[0]
-    u = rows(t.ID, "", "", label=label, split=split, speaker=t.Speaker.replace("-", ""), attack=attack, corpus=corpus, **more)
+    attack = t.Attack.where(label == "spoof", "").replace("-", "")
+    corpus = t.ID.str.split("-").str[0]
+    u = rows(
+        t.ID,
+        "",
+        "",
+        label=label,
+        split=split,
+        speaker=t.Speaker.replace("-", ""),
+        attack=attack,
+        corpus=corpus,
+        **more,
+    )
     path = t.Path.str.replace(r"^\$ROOT/*", "", regex=True)
     u = u.assign(path=path, duration=pd.to_numeric(t.Duration), sample_rate=pd.to_numeric(t.SampleRate))
     return Listing(u, base, folders=sorted(set(path.str.rpartition("/")[0])))
@@ -232,8 +353,14 @@ def _own_table(path: Path) -> Listing:
     return Listing(u, path.parent, *([segments] if segments is not None else []))
 
 # %% ../../../nbs/1_data/07_wild.ipynb #96833f8d
-@parser("generic", title="a folder or table of your own", task="detection", licence="yours", url="",
-        good_for="your own recordings")  # fmt: skip
+@parser(
+    "generic",
+    title="a folder or table of your own",
+    task="detection",
+    licence="yours",
+    url="",
+    good_for="your own recordings",
+)
 def generic(root: Path) -> Listing:
     """A CSV (or a folder with utterances.csv), or folders [split/]bonafide|spoof[/attack]/sounds."""
     if root.is_file() or (root / "utterances.csv").is_file():
@@ -243,7 +370,9 @@ def generic(root: Path) -> Listing:
     paths = scan(root).path
     if paths.empty:
         found = ", ".join(sorted(p.name for p in root.iterdir())[:10]) or "nothing"
-        raise CorpusError(f"{root}: no sounds ({', '.join(sorted(SOUNDS))}) and no utterances.csv here. Found: {found}")
+        raise CorpusError(
+            f"{root}: no sounds ({', '.join(sorted(SOUNDS))}) and no utterances.csv here. Found: {found}"
+        )
     words = "|".join(w for w in WORDS if w)
     t = paths.str.extract(rf"^(?:.*/)?(?P<label>{words})/(?:(?P<attack>[^/]+)/(?:.*/)?)?[^/]+$").fillna("")
     split = paths.str.extract(r"^(?:.*/)?(train|dev|eval)/")[0].fillna("")

@@ -15,7 +15,9 @@ from ..cli import app
 
 # %% ../../../nbs/9_use/06_data.ipynb #0fbc59c6
 @app.command(epilog="Example: `wedefense-nb corpora localization`")
-def corpora(task: Annotated[str, typer.Argument(help="detection, localization or augmentation; all by default.")] = ""):
+def corpora(
+    task: Annotated[str, typer.Argument(help="detection, localization or augmentation; all by default.")] = "",
+):
     """List the corpora that `prepare` reads: size, licence, what each is good for, where it is."""
     from wedefense_nb.data.corpora import CORPORA
 
@@ -55,10 +57,14 @@ def prepare(
     name: Annotated[str, typer.Argument(help="Name of a corpus, see `wedefense-nb corpora`.")],
     root: Annotated[Path, typer.Argument(help="The unpacked corpus (or a CSV of your own, for `generic`).")],
     out: Annotated[Path, typer.Argument(help="Folder for the manifest, report.csv and counts.csv.")],
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse a corpus with anything missing, extra, double.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a corpus with anything missing, extra, double.")
+    ] = False,
     durations: Annotated[bool, typer.Option(help="Read durations and rates from the headers.")] = True,
     files: Annotated[bool, typer.Option(help="Look for the recordings; without, only the lists are read.")] = True,
-    option: Annotated[list[str] | None, typer.Option("-o", "--option", help="NAME=VALUE for the corpus's parser.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("-o", "--option", help="NAME=VALUE for the corpus's parser.")
+    ] = None,
 ):
     """Read any corpus from its owners' files: manifest, report of what does not fit, counts."""
     from wedefense_nb.data.corpora import CorpusError, counts, survey, verdict
@@ -98,7 +104,9 @@ def shard(
 # %% ../../../nbs/9_use/06_data.ipynb #f00784b1
 @app.command(epilog="Example: `wedefense-nb extract xls_r_300m manifests/la features/la --layers 5`")
 def extract(
-    upstream: Annotated[str, typer.Argument(help="A name (see `features.pretrained`), a converted file or a Hugging Face folder.")],
+    upstream: Annotated[
+        str, typer.Argument(help="A name (`features.pretrained`), a file or a Hugging Face folder.")
+    ],
     data: Annotated[Path, typer.Argument(help="Manifest folder.")],
     out: Annotated[Path, typer.Argument(help="Folder for the features; train from it as from a manifest folder.")],
     layers: Annotated[str, typer.Option(help="last, all, or the number of a state.")] = "last",
@@ -108,8 +116,8 @@ def extract(
     """Write the features of a frozen network to disk; an interrupted run continues."""
     import torch
 
-    from wedefense_nb.features import stored
     from wedefense_nb.data.manifest import Manifest
+    from wedefense_nb.features import stored
     from wedefense_nb.features.upstreams import Upstream
 
     front = Upstream(upstream, layers=int(layers) if layers.isdigit() else layers)

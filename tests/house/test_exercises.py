@@ -1,0 +1,46 @@
+"""Every chapter runs, and of every exercise the right answer is accepted, a wrong one is not, the untouched cell asks.
+
+This is where `make test` executes the chapters; nbdev-test executes what has no exercises.
+"""
+
+import json
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.conftest import GOLDEN_DIR, ROOT
+
+SOLUTIONS = json.loads((GOLDEN_DIR / "solutions.json").read_text())
+CHAPTERS = sorted(p.stem for p in (ROOT / "nbs").glob("[0-9]*.ipynb"))
+WRONG = "-12345.678"
+
+
+def test_every_chapter_has_three_solved_exercises():
+    assert sorted(SOLUTIONS) == CHAPTERS
+    assert all(len(answers) == 3 for answers in SOLUTIONS.values())
+
+
+def text_of(cell) -> str:
+    return "".join(str(o.get("data", {}).get("text/plain", "")) for o in cell.outputs)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_exercises(chapter):
+    nb = nbformat.read(ROOT / "nbs" / f"{chapter}.ipynb", as_version=4)
+    exercises = [i for i, c in enumerate(nb.cells) if c.cell_type == "code" and "answer = ..." in c.source]
+    assert exercises == [
+        i for i, c in enumerate(nb.cells) if c.cell_type == "code" and i >= exercises[0]
+    ]  # all is run
+    assert len(exercises) == 3
+    cells = list(nb.cells[: exercises[0]])
+    added = []
+    for i, solution in zip(exercises, SOLUTIONS[chapter], strict=True):
+        for answer, sign in ((solution, "✓"), (WRONG, "✗"), ("...", "✎")):
+            cell = nbformat.v4.new_code_cell(nb.cells[i].source.replace("answer = ...", f"answer = {answer}"))
+            cells.append(cell)
+            added.append((cell, sign, answer))
+    nb.cells = cells
+    NotebookClient(nb, timeout=900, resources={"metadata": {"path": str(ROOT / "nbs")}}).execute()
+    for cell, sign, answer in added:
+        assert sign in text_of(cell), f"{chapter}: {answer} should give {sign}, got {text_of(cell)}\n{cell.source}"
