@@ -57,6 +57,19 @@ def power_cut(module, name: str, after: int, error: type[BaseException] = Keyboa
         yield
 
 
+@pytest.fixture
+def lent(monkeypatch):
+    """`lent(registry)`: what a test registers there is forgotten after it."""
+
+    def lend(registry):
+        for name in ("_found", "_owners", "_papers"):
+            if hasattr(registry, name):
+                monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+        return registry
+
+    return lend
+
+
 @pytest.fixture(scope="session")
 def samples() -> Manifest:
     return Manifest.read(ROOT / "data_samples")

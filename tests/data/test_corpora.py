@@ -15,6 +15,7 @@ from wedefense_nb.data.corpora import (
     CORPORA,
     CorpusError,
     CorpusWarning,
+    Listing,
     counts,
     parser,
     prepare,
@@ -133,7 +134,9 @@ def test_all_names_are_there_with_a_card():
     )
     with pytest.raises(KeyError):
         CORPORA["asvspoof2015"]
-    with pytest.raises(ValueError, match="unknown corpus 'asvspoof2015': did you mean 'asvspoof5'\? There are .*asvspoof5"):
+    with pytest.raises(
+        ValueError, match=r"unknown corpus 'asvspoof2015': did you mean 'asvspoof5'\? There are .*asvspoof5"
+    ):
         prepare("asvspoof2015", ".")
 
 
@@ -548,8 +551,8 @@ def test_tables_need_their_columns(tmp_path):
         prepare("in_the_wild", root)
 
 
-def test_a_corpus_of_ones_own_is_one_function(tmp_path):
-    from wedefense_nb.data import corpora
+def test_a_corpus_of_ones_own_is_one_function(tmp_path, lent):
+    lent(CORPORA)
 
     @parser("mine", title="Mine", task="detection", licence="mine", url="", good_for="me")
     def mine(root):
@@ -562,11 +565,10 @@ def test_a_corpus_of_ones_own_is_one_function(tmp_path):
             "attack": "x",
             "codec": "",
         }
-        return corpora.Listing(pd.DataFrame(u), root)
+        return Listing(pd.DataFrame(u), root)
 
     sound(tmp_path / "a.flac")
     assert len(prepare("mine", tmp_path, strict=True)) == 1 and "mine" in CORPORA
-    corpora._CARDS.pop("mine"), corpora._PARSERS.pop("mine")
 
 
 # Lists against files

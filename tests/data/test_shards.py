@@ -138,7 +138,9 @@ def test_what_cannot_be_packed_is_named(small, packed, tmp_path):
 def test_a_manifest_of_shards_is_used_like_any_other(small, packed):
     few = small.utterances.utt[:5].tolist()
     for crop in (None, 0.4):
-        data = {m: open_dataset(x, crop and Crop(crop, seed=3)) for m, x in {"files": small, "shards": packed}.items()}
+        data = {
+            m: open_dataset(x, crop and Crop(crop, seed=3)) for m, x in {"files": small, "shards": packed}.items()
+        }
         where = {utt: i for i, utt in enumerate(packed.utterances.utt)}
         for i, utt in enumerate(few):
             a = data["files"][2, i]

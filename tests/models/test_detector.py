@@ -41,8 +41,8 @@ def test_building_checks_names_and_options():
         build("lcnn_lstm", dropuot=0.1)
 
 
-def test_ones_own_detector_can_be_registered(monkeypatch):
-    monkeypatch.setattr(DETECTORS, "_found", dict(DETECTORS))  # what is registered here is forgotten again
+def test_ones_own_detector_can_be_registered(lent):
+    lent(DETECTORS)
 
     @register("test_only")
     def mine(n_mels: int = 20) -> Detector:
@@ -64,7 +64,11 @@ def test_published_parameter_counts():
 def test_the_parts_add_up():
     model = build("lcnn_lstm").train()
     table = shapes(model, 3.0, layers=False)
-    assert table.parameters["total"] == size(model) == table.parameters[["front", "backbone", "embedding", "head"]].sum()
+    assert (
+        table.parameters["total"]
+        == size(model)
+        == table.parameters[["front", "backbone", "embedding", "head"]].sum()
+    )
     assert table.loc["front", "output"] == "301 × 60" and model.training
 
 

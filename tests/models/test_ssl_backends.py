@@ -139,7 +139,7 @@ def test_any_length_and_any_neighbour(name, seconds):  # pitfalls 42, 43
 def test_training_reaches_the_top_of_the_upstream_only_if_asked(name):  # pitfall 33
     for top, learns in ((0, False), (1, True)):
         model = build(name, **SSL[name], top=top).train()
-        model(NOISE, torch.tensor([20000, 15000, 9000]), torch.tensor([0, 1, 1])).backward()
+        model.loss(NOISE, torch.tensor([20000, 15000, 9000]), torch.tensor([0, 1, 1])).backward()
         got = [p.grad is not None for p in model.front.encoder.layers[-1].parameters()]
         below = [p.grad is not None for p in model.front.encoder.layers[0].parameters()]
         assert all(got) == any(got) == learns and not any(below)

@@ -27,7 +27,9 @@ def test_half_a_file_never_has_its_name(tmp_path):
 
 def test_the_other_name_lies_beside_with_the_same_suffix_and_is_ones_own(tmp_path):
     with atomic(tmp_path / "deep/sound.flac") as partial:
-        assert partial.parent == tmp_path / "deep" and partial.suffix == ".flac" and str(os.getpid()) in partial.name
+        assert (
+            partial.parent == tmp_path / "deep" and partial.suffix == ".flac" and str(os.getpid()) in partial.name
+        )
         partial.write_bytes(b"x")
     assert (tmp_path / "deep/sound.flac").read_bytes() == b"x"
 

@@ -13,7 +13,9 @@ def test_a_wrong_name_is_answered_with_the_right_ones():
     r = Registry("codec")
     r.add("opus", 1)
     r.add("mp3", 2)
-    with pytest.raises(UnknownName, match="unknown codec 'ops': did you mean 'opus'. There are mp3, opus") as error:
+    with pytest.raises(
+        UnknownName, match="unknown codec 'ops': did you mean 'opus'. There are mp3, opus"
+    ) as error:
         r["ops"]
     assert isinstance(error.value, ValueError) and isinstance(error.value, KeyError)
     with pytest.raises(ValueError, match="unknown codec 'zzz'; there are mp3, opus"):
@@ -49,7 +51,9 @@ def test_two_modules_cannot_take_one_name_but_a_notebook_may_repeat_itself():
 def test_a_home_is_imported_at_the_first_look_and_not_before(tmp_path, monkeypatch):
     (tmp_path / "somehome").mkdir()
     (tmp_path / "somehome/__init__.py").write_text("")
-    (tmp_path / "somehome/one.py").write_text("from keeper import KEEPER\n@KEEPER.register('one')\ndef one(): return 1\n")
+    (tmp_path / "somehome/one.py").write_text(
+        "from keeper import KEEPER\n@KEEPER.register('one')\ndef one(): return 1\n"
+    )
     keeper = types.ModuleType("keeper")
     keeper.KEEPER = Registry("thing", "somehome")
     monkeypatch.setitem(sys.modules, "keeper", keeper)

@@ -2,6 +2,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from wedefense_nb.training import loop as training
+from wedefense_nb.training import loop
 from wedefense_nb.data.shards import write_shards
 from wedefense_nb.features.stored import Stored, extract
 from wedefense_nb.features.upstreams import Upstream, tiny_checkpoint
@@ -61,7 +62,7 @@ def test_schedule_reaches_its_peak_and_its_end(total, warmup, final):  # pitfall
 
 
 def test_the_optimizer_holds_the_rate_that_was_planned(whole, splits):
-    steps = len(training.epoch_batches(splits[0], 4))
+    steps = len(loop.epoch_batches(splits[0], 4))
     want = [lr_at((e + 1) * steps - 1, 3 * steps, QUICK) for e in range(3)]
     assert np.allclose(whole.history.lr, want)
 
@@ -122,14 +123,14 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("after", [1, 3, 7, 15])
 def test_interrupted_run_equals_an_uninterrupted_one(whole, splits, tmp_path, after):
-    with power_cut(training, "_step", after, Stop):
+    with power_cut(loop, "_step", after, Stop):
         fit(small(), *splits, QUICK, out=tmp_path)
     again = fit(build("lcnn_lstm", dropout=0.5), *splits, QUICK, out=tmp_path)  # other first weights
     assert torch.equal(weights(again.model), weights(whole.model)) and again.history.equals(whole.history)
 
 
 def test_a_finished_run_is_not_trained_again(whole, splits, monkeypatch):
-    monkeypatch.setattr(training, "_step", None)  # any step would fail
+    monkeypatch.setattr(loop, "_step", None)  # any step would fail
     again = fit(build("lcnn_lstm", dropout=0.5), *splits, QUICK, out=whole.out)
     assert torch.equal(weights(again.model), weights(whole.model)) and again.dev_error == whole.dev_error
 
@@ -205,15 +206,15 @@ def test_crops_that_lost_their_fake_count_as_bona_fide(splits, tmp_path):
 def seen_batches(data, dev, folder, monkeypatch, **change):
     """(lengths, labels, padded length) of every training batch."""
     found = []
-    step = training._step
+    step = loop._step
 
     def spy(run, batch, *args):
         found.append((batch.lengths.tolist(), batch.labels.tolist(), batch.wave.shape[1]))
         return step(run, batch, *args)
 
-    monkeypatch.setattr(training, "_step", spy)
+    monkeypatch.setattr(loop, "_step", spy)
     result = fit(build("bands"), data, dev, dataclasses.replace(QUICK, balance=False, **change), out=folder)
-    monkeypatch.setattr(training, "_step", step)
+    monkeypatch.setattr(loop, "_step", step)
     return found, result
 
 
@@ -276,8 +277,8 @@ def test_whole_recordings_by_seconds(splits, tmp_path, monkeypatch, kind):
         front = Upstream(tiny_checkpoint(tmp_path / "tiny.pt"))
         train, dev = (extract(front, m, tmp_path / m.utterances.split[0]) for m in splits)
     found = []
-    step = training._step
-    monkeypatch.setattr(training, "_step", lambda *a: found.append(a[1]) or step(*a))
+    step = loop._step
+    monkeypatch.setattr(loop, "_step", lambda *a: found.append(a[1]) or step(*a))
     model = Detector(Stored.of(train.root), Identity(32), StatsPool(), 8) if kind == "features" else build("bands")
     result = fit(model, train, dev, dataclasses.replace(QUICK, **config), out=tmp_path / "run")
     rate = 50 if kind == "features" else 16000
@@ -296,10 +297,10 @@ def test_interrupted_run_by_seconds_equals_an_uninterrupted_one(splits, tmp_path
     model = build("bands")
     first = {k: v.clone() for k, v in model.state_dict().items()}
     whole = fit(model, *splits, config, out=tmp_path / "whole")
-    plans = [len(training.token_batches(splits[0], 4.0, e, QUICK.seed, True)) for e in range(4)]
+    plans = [len(loop.token_batches(splits[0], 4.0, e, QUICK.seed, True)) for e in range(4)]
     assert len(set(plans)) > 1
     for after in (plans[0], plans[0] + 3):
-        with power_cut(training, "_step", after, Stop):
+        with power_cut(loop, "_step", after, Stop):
             model = build("bands")
             model.load_state_dict(first)
             fit(model, *splits, config, out=tmp_path / str(after))
@@ -378,8 +379,8 @@ def two_ranks(folder):
     result = fit(small(), train, dev, config, out=folder)
     table = score(result.model, corpus.subset(split="eval"))
     found = []
-    step = training._step
-    training._step = lambda *a: found.append(a[1]) or step(*a)
+    step = loop._step
+    loop._step = lambda *a: found.append(a[1]) or step(*a)
     config = dataclasses.replace(QUICK, epochs=2, balance=False, crop=None, batch_seconds=6.0)
     seconds = fit(build("bands"), train, dev, config, out=f"{folder}/seconds")
     utts = [u for batch in found for u in batch.utts]
@@ -427,3 +428,30 @@ def test_learning_happens(samples, tmp_path):
     table = score(result.model, easy.subset(split="eval"))
     rate = eer(table.score, label_ids(table.label))
     assert rate < 0.3 and result.history.train_loss.iloc[-1] < 0.6 and isinstance(table, pd.DataFrame)
+
+
+def test_a_starved_run_is_told_what_helps(monkeypatch):
+    """Clocks that tell of 20 steps of a second each, with so much waiting before each and so much computing in each."""
+
+    def complaints(threads, waiting, computing):
+        walls, processors = [], []
+        for k in range(20):
+            walls += [k * (1 + waiting), k * (1 + waiting) + 1]
+            processors += [k * computing, (k + 1) * computing]
+        monkeypatch.setattr(loop.time, "perf_counter", iter(walls).__next__)
+        monkeypatch.setattr(loop.time, "process_time", iter(processors).__next__)
+        pace = loop.Pace(threads)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(20):
+                with pace.step():
+                    pass
+        return [str(w.message) for w in said]
+
+    assert complaints(2, 0.0, 1.9) == [] and complaints(0, 5.0, 0.1) == []  # well fed; on a GPU
+    (text,) = complaints(2, 0.0, 1.0)
+    assert "50% of the time" in text and "OMP_NUM_THREADS=1" in text
+    (text,) = complaints(1, 0.0, 0.5)
+    assert "50% of the time" in text and "OMP_NUM_THREADS" not in text
+    (text,) = complaints(2, 3.0, 2.0)
+    assert "waiting for data: more `workers`" in text

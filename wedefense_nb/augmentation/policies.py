@@ -40,11 +40,12 @@ def noise_sources(train: Manifest, noise: str = "") -> pd.DataFrame:
         There is no such table; the message says how to get one.
     """
     place = train.root / "noise_rir.csv"
-    if noise:
-        place = locate(noise)
-    if not place.exists():
+    try:
+        place = locate(noise or str(place))
+    except FileNotFoundError:
         remedy = "set noise to one (`augmentation.surroundings` makes it from MUSAN and RIRS_NOISES)"
-        raise FileNotFoundError(f"{place}: augmentation with noise or rooms needs a table of files; {remedy}")
+        message = f"{noise or place}: augmentation with noise or rooms needs a table of files; {remedy}"
+        raise FileNotFoundError(message) from None
     return pd.concat([read_sources(place), speech_sources(train)], ignore_index=True)
 
 # %% ../../nbs/3_augmentation/08_policies.ipynb #ca3e7227

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..data.batches import frame_mask
 from ..features.sinc import FixedLength, SincBank, sinc_edges
-from .detector import Detector, register
+from .detector import Detector, arxiv, register
 from .layers import MaskedBatchNorm
 from .losses import SoftmaxHead
 
@@ -293,7 +293,14 @@ def graph_detector(front, channels, dims, ratios, legacy: bool, samples: int | N
     return model
 
 # %% ../../nbs/4_models/06_aasist.ipynb #8d088d70
-@register("aasist")
+_AASIST = arxiv(
+    "AASIST: audio anti-spoofing using integrated spectro-temporal graph attention networks",
+    "Jung 2022",
+    "2110.01200",
+)
+
+
+@register("aasist", _AASIST)
 def aasist(legacy: bool = False, samples: int | None = None, freq_mask: int = 0) -> Detector:
     """AASIST (Jung et al., 2022; 297,866 parameters).
 
@@ -310,7 +317,7 @@ def aasist(legacy: bool = False, samples: int | None = None, freq_mask: int = 0)
     return graph_detector(front, (32, 32, 64, 64, 64, 64), (64, 32), (0.5, 0.7, 0.5), legacy, samples)
 
 
-@register("aasist_l")
+@register("aasist_l", _AASIST)
 def aasist_l(legacy: bool = False, samples: int | None = None, freq_mask: int = 0) -> Detector:
     """AASIST-L, the light one (85,306 parameters); options as for `aasist`."""
     front = SincBank(sinc_edges(70), group=3, mask=freq_mask)

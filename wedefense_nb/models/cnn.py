@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..data.batches import frame_mask
 from ..features.cepstra import LFCC, PRESETS
 from ..features.spectra import Fbank, make_front
-from .detector import Detector, register
+from .detector import Detector, arxiv, register
 from .layers import MaskedBatchNorm, StatsPool, make_pool
 
 # %% ../../nbs/4_models/05_cnn.ipynb #341aafcb
@@ -82,7 +82,14 @@ class LCNN(nn.Module):
         return x + y, frames
 
 # %% ../../nbs/4_models/05_cnn.ipynb #d7152e3c
-@register("lcnn_lstm")
+_LCNN = arxiv(
+    "A comparative study on recent neural spoofing countermeasures for synthetic speech detection",
+    "Wang 2021",
+    "2103.11326",
+)
+
+
+@register("lcnn_lstm", _LCNN)
 def lcnn_lstm(
     feature: str = "nii",
     feature_options: dict | None = None,
@@ -168,14 +175,17 @@ class ResNet(nn.Module):
         return x.flatten(1, 2).transpose(1, 2), frames
 
 # %% ../../nbs/4_models/05_cnn.ipynb #264ae9bd
-@register("resnet18")
+_RESNET = arxiv("Deep residual learning for image recognition", "He 2016", "1512.03385")
+
+
+@register("resnet18", _RESNET)
 def resnet18(n_mels: int = 80, embed_dim: int = 256, dither: float = 0.0) -> Detector:
     """ResNet18 on mean-normalised Fbank with statistics pooling (WeSpeaker, WeDefense; 4,105,440 before the head)."""
     front = Fbank(n_mels, mean_norm=True, dither=dither)
     return Detector(front, ResNet(n_mels), StatsPool(), embed_dim)
 
 
-@register("resnet34")
+@register("resnet34", _RESNET)
 def resnet34(n_mels: int = 80, embed_dim: int = 256, dither: float = 0.0) -> Detector:
     """ResNet34, sixteen blocks where ResNet18 has eight (WeSpeaker); otherwise the same."""
     front = Fbank(n_mels, mean_norm=True, dither=dither)

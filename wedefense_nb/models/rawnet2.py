@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..data.batches import frame_mask
 from ..features.sinc import FixedLength, SincBank, sinc_edges
-from .detector import Detector, register
+from .detector import Detector, arxiv, register
 from .layers import MaskedBatchNorm
 from .losses import SoftmaxHead
 
@@ -114,7 +114,10 @@ def _rawnet(edges: Tensor, size: int, channels, legacy: bool, samples: int | Non
     return model
 
 
-@register("rawnet2")
+_RAWNET2 = arxiv("End-to-end anti-spoofing with RawNet2", "Tak 2021", "2011.01108")
+
+
+@register("rawnet2", _RAWNET2)
 def rawnet2(legacy: bool = False, samples: int | None = None, hidden: int = 1024) -> Detector:
     """RawNet2, the ASVspoof 2021 baseline (Tak et al., 2021; 17,621,410 parameters).
 
@@ -130,7 +133,7 @@ def rawnet2(legacy: bool = False, samples: int | None = None, hidden: int = 1024
     return _rawnet(sinc_edges(20), 1024, (20, 20, 128, 128, 128, 128), legacy, samples, hidden)
 
 # %% ../../nbs/4_models/07_rawnet2.ipynb #39c422aa
-@register("rawnet2_2019")
+@register("rawnet2_2019", _RAWNET2)
 def rawnet2_2019(
     legacy: bool = False, samples: int | None = None, hidden: int = 1024, scale: str = "mel"
 ) -> Detector:

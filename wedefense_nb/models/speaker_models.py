@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.batches import frame_mask
 from ..features.spectra import Fbank
 from .cnn import ResBlock, ResNet
-from .detector import Detector, register
+from .detector import Detector, Paper, arxiv, register
 from wedefense_nb.models.layers import (
     AttentivePool,
     ConvReluNorm,
@@ -49,7 +49,14 @@ class XVector(nn.Module):
         return x.transpose(1, 2), frames
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #78174663
-@register("xvector")
+_XVECTOR = Paper(
+    "X-vectors: robust DNN embeddings for speaker recognition",
+    "Snyder 2018",
+    "https://www.danielpovey.com/files/2018_icassp_xvectors.pdf",
+)
+
+
+@register("xvector", _XVECTOR)
 def xvector(n_mels: int = 80, embed_dim: int = 512, width: int = 512) -> Detector:
     """x-vector network (Snyder et al., 2018; WeSpeaker's form, 4,610,524 parameters before the head)."""
     front = Fbank(n_mels, mean_norm=True)
@@ -112,7 +119,14 @@ class ECAPA(nn.Module):
         return torch.relu(self.join(torch.cat(outputs, 1))).transpose(1, 2), frames
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #b7d190f2
-@register("ecapa")
+_ECAPA = arxiv(
+    "ECAPA-TDNN: emphasized channel attention, propagation and aggregation in TDNN based speaker verification",
+    "Desplanques 2020",
+    "2005.07143",
+)
+
+
+@register("ecapa", _ECAPA)
 def ecapa(n_mels: int = 80, embed_dim: int = 192, channels: int = 512, context: bool = False) -> Detector:
     """ECAPA-TDNN (Desplanques et al., 2020; WeSpeaker's c512, 5,797,504 parameters before the head)."""
     backbone = ECAPA(n_mels, channels)
@@ -152,7 +166,10 @@ class Res2Block(nn.Module):
         return (y + short).clamp(0, 20), frames
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #ab848432
-@register("res2net34")
+_RES2NET = arxiv("Res2Net: a new multi-scale backbone architecture", "Gao 2019", "1904.01169")
+
+
+@register("res2net34", _RES2NET)
 def res2net34(n_mels: int = 80, embed_dim: int = 256) -> Detector:
     """Res2Net34 (Gao et al., 2019; WeSpeaker's base form, 4,689,024 parameters before the head)."""
     backbone = ResNet(n_mels, (3, 4, 6, 3), Res2Block)
@@ -283,7 +300,14 @@ class CAMPlusPlus(nn.Module):
         return torch.relu(masked_norm(self.norm, x, mask)).transpose(1, 2), frames
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #32190ff6
-@register("cam_plus_plus")
+_CAM = arxiv(
+    "CAM++: a fast and efficient network for speaker verification using context-aware masking",
+    "Wang 2023",
+    "2303.00332",
+)
+
+
+@register("cam_plus_plus", _CAM)
 def cam_plus_plus(n_mels: int = 80, embed_dim: int = 512, growth: int = 32) -> Detector:
     """CAM++ (Wang et al., 2023; WeSpeaker's form, 7,176,224 parameters before the head)."""
     model = Detector(Fbank(n_mels, mean_norm=True), CAMPlusPlus(n_mels, growth), StatsPool(), embed_dim)

@@ -21,7 +21,7 @@ from ..data.batches import frame_mask
 from ..features.normalisation import cmvn, legacy_cmvn
 from ..features.stored import Stored
 from ..features.upstreams import LayerMix, Upstream
-from .detector import DETECTORS, Detector
+from .detector import DETECTORS, Detector, Paper, arxiv
 from .layers import Identity, MaskedBatchNorm, make_pool, time_shares
 from .losses import Head, NormHead, SoftmaxHead
 
@@ -116,11 +116,11 @@ class SSLDetector:
         return model
 
 
-def register_ssl(name: str, stacked: bool = False) -> Callable:
+def register_ssl(name: str, paper: Paper | None = None, stacked: bool = False) -> Callable:
     """Decorator: make `function(front, **own options)` a detector, as `SSLDetector` says."""
 
     def add(function: Callable[..., Detector]) -> Callable[..., Detector]:
-        DETECTORS.add(name, SSLDetector(name, function, stacked), owner=function.__module__)
+        DETECTORS.add(name, SSLDetector(name, function, stacked), function.__module__, paper)
         return function
 
     return add
@@ -134,7 +134,10 @@ def assemble(front, backbone, pool, embedding: nn.Module | None, head: Head) -> 
     return model
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #ac5d71bd
-@register_ssl("ssl_linear")
+_POST_TRAINING = arxiv("Post-training for deepfake speech detection", "Ge 2025", "2506.21090")
+
+
+@register_ssl("ssl_linear", _POST_TRAINING)
 def ssl_linear(front, pool: str = "mean", dropout: float = 0.0) -> Detector:
     """Pooling (a key of `POOLS`) and one linear layer: the two-stage wav2vec 2.0 recipe, AntiDeepfake."""
     pooling = make_pool(pool, front.dim)
@@ -193,7 +196,14 @@ class WedefenseFront(nn.Module):
         return (legacy_cmvn if self.stacked else cmvn)(feats, frames), frames
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #6f5cf53b
-@register_ssl("ssl_mhfa", stacked=True)
+_MHFA = arxiv(
+    "An attention-based backend allowing efficient fine-tuning of transformer models for speaker verification",
+    "Peng 2022",
+    "2210.01273",
+)
+
+
+@register_ssl("ssl_mhfa", _MHFA, stacked=True)
 def ssl_mhfa(front, heads: int = 32, compress: int = 128, embed_dim: int = 256, legacy: bool = False) -> Detector:
     """Multi-head factorised attention (Peng et al., 2022; legacy: WeDefense's v15, 1,315,410 before its head)."""
     pool = MHFAPool(front.dim, front.states, heads, compress, legacy)
@@ -255,7 +265,14 @@ class SLSPool(nn.Module):
         return window_max(nn.functional.max_pool1d(self.frame_vectors(x, frames), 3), seen, self.rows).flatten(1)
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #39d8a5da
-@register_ssl("ssl_sls", stacked=True)
+_SLS = Paper(
+    "Audio deepfake detection with self-supervised XLS-R and SLS classifier",
+    "Zhang 2024",
+    "https://openreview.net/forum?id=acJMIXJg2u",
+)
+
+
+@register_ssl("ssl_sls", _SLS, stacked=True)
 def ssl_sls(front, rows: int = 50, embed_dim: int = 256, average: bool = False, legacy: bool = False) -> Detector:
     """Sensitive layer selection (Zhang et al., 2024; legacy: WeDefense's v14, 4,366,083 before its head)."""
     pool = SLSPool(front.dim, rows, average, legacy)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data.batches import frame_mask
 from ..features.sinc import FixedLength
 from .aasist import GraphEncoder, GraphReadout
-from .detector import Detector
+from .detector import Detector, arxiv
 from wedefense_nb.models.layers import (
     AttentivePool,
     ConvReluNorm,
@@ -47,7 +47,10 @@ class Res1D(nn.Module):
         return self.project(x + self.excitation(y, mask)).transpose(1, 2), frames
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #a4f4c559
-@register_ssl("ssl_res1d")
+_RES1D = arxiv("How do neural spoofing countermeasures detect partially spoofed audio?", "Liu 2024", "2406.02483")
+
+
+@register_ssl("ssl_res1d", _RES1D)
 def ssl_res1d(front, out_dim: int = 128, legacy: bool = False) -> Detector:
     """Res1D (Liu et al., 2024; 5,646,592 on 1024; legacy: WeDefense's v12 with P2SGrad)."""
     head = WedefenseP2SGrad(out_dim) if legacy else LinearHead(out_dim)
@@ -122,13 +125,20 @@ def _nes2net(front, net: Nes2Net, pool: str, legacy: bool = False) -> Detector:
     return assemble(WedefenseFront(front) if legacy else front, net, pooling, None, head)
 
 
-@register_ssl("ssl_nes2net")
+_NES2NET = arxiv(
+    "Nes2Net: a lightweight nested architecture for foundation model driven speech anti-spoofing",
+    "Liu 2025",
+    "2504.05657",
+)
+
+
+@register_ssl("ssl_nes2net", _NES2NET)
 def ssl_nes2net(front, groups=8, inner=8, dilation=1, se_ratio=1, pool="mean") -> Detector:
     """Nes2Net (Liu et al., 2025; 511,794 on 1024 with two logits)."""
     return _nes2net(front, Nes2Net(front.dim, groups, inner, dilation, se_ratio), pool)
 
 
-@register_ssl("ssl_nes2net_x")
+@register_ssl("ssl_nes2net_x", _NES2NET)
 def ssl_nes2net_x(front, groups=8, inner=8, dilation=1, se_ratio=1, pool="mean", legacy=False) -> Detector:
     """Nes2Net-X (512,039 on 1024); legacy: WeDefense's v16, attentive pooling, se_ratio 8, P2SGrad (571,797)."""
     return _nes2net(
@@ -183,7 +193,14 @@ class AttentiveGraph(GraphReadout):
         return super().forward(bands.transpose(1, 2), times.transpose(1, 2), frames)
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #fe8d1c6e
-@register_ssl("ssl_aasist")
+_SSL_AASIST = arxiv(
+    "Automatic speaker verification spoofing and deepfake detection using wav2vec 2.0 and data augmentation",
+    "Tak 2022",
+    "2202.12233",
+)
+
+
+@register_ssl("ssl_aasist", _SSL_AASIST)
 def ssl_aasist(front, legacy: bool | str = False, samples: int | None = None) -> Detector:
     """SSL-AASIST (Tak et al., 2022; 447,242 on 1024), on all or exactly so many samples (published: 64600).
 
@@ -273,7 +290,15 @@ class GMLP(nn.Module):
         return x, frames
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #d302ba5b
-@register_ssl("ssl_gmlp")
+_GMLP = arxiv(
+    "The PartialSpoof database and countermeasures for the detection of short fake speech segments embedded in an"
+    " utterance",
+    "Zhang 2023",
+    "2204.05177",
+)
+
+
+@register_ssl("ssl_gmlp", _GMLP)
 def ssl_gmlp(front, scale: int = 5, blocks: int = 5, dropout: float = 0.7, legacy: bool = False) -> Detector:
     """gMLP at 2^scale · 20 ms (Zhang et al., 2023; legacy: WeDefense's v11 without unused heads, 374,698 on 1024)."""
     net = GMLP(front.dim, scale, blocks, dropout, legacy)

@@ -17,19 +17,22 @@ from ..features.spectra import Fbank
 from ..features.upstreams import Upstream
 from .checkpoints import LAYOUTS, Layout, _aasist_names, layout_of, load_published, read_weights
 from .cnn import LCNN, ResNet
-from .detector import Detector, build, register
+from .detector import Detector, arxiv, build, register
 from .layers import StatsPool
 from .losses import NormHead
 from ..task import BONAFIDE
 
 # %% ../../nbs/4_models/12_wedefense.ipynb #be8077fd
-@register("wedefense_lcnn_lstm")
+_WEDEFENSE = arxiv("WeDefense: a toolkit to defend against fake audio", "Zhang 2026", "2601.15240")
+
+
+@register("wedefense_lcnn_lstm", _WEDEFENSE)
 def wedefense_lcnn_lstm(dropout: float = 0.7) -> Detector:
     """LCNN-LSTM as WeDefense trains it (recipe v01): Fbank 80, sample statistics, embedding of 256."""
     return Detector(Fbank(80, mean_norm=True), LCNN(80, dropout), StatsPool(correction=1), 256)
 
 
-@register("wedefense_resnet18")
+@register("wedefense_resnet18", _WEDEFENSE)
 def wedefense_resnet18() -> Detector:
     """ResNet18 as WeDefense trains it (recipe v03): Fbank 80, sample statistics, embedding of 256."""
     model = Detector(Fbank(80, mean_norm=True), ResNet(80), StatsPool(correction=1), 256)

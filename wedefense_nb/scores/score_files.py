@@ -159,7 +159,9 @@ def read_keys(path, subset: str = "eval") -> pd.DataFrame:
     t = _fields(path).rename(columns=SCORE_COLUMNS)
     if "utt" not in t.columns:
         if len(t.columns) not in KEY_COLUMNS:
-            raise ScoreFileError(f"{path}: {len(t.columns)} columns without a header; known are {sorted(KEY_COLUMNS)}")
+            raise ScoreFileError(
+                f"{path}: {len(t.columns)} columns without a header; known are {sorted(KEY_COLUMNS)}"
+            )
         names = KEY_COLUMNS[len(t.columns)]
         t = t[[i for i, name in enumerate(names) if name]].set_axis([n for n in names if n], axis=1)
     return _checked_keys(t, path, subset)
