@@ -94,14 +94,14 @@ def merge_parameters(recipe: Path, file: Path | None, given: list[tuple[str, str
         raise ValueError(f"{file}: expected lines of the form `name: value`")
     for name, text in given:
         if not text.strip():
-            raise ValueError(f"parameter {name!r} has no value: write -p {name} VALUE")
+            raise ValueError(f"parameter {name!r} has no value: write -p {name}=VALUE")
         values[name] = yaml.safe_load(text)
     own = _literals(recipe)
     values |= values.pop("training", {}) if "training" in own else {}
     training = fit_parameters(own["training"]["default"]) if "training" in own else {}
     for name in values:
         if name not in own and name not in training:
-            raise unknown("parameter", name, [*(k for k in own if k != "training"), *training])
+            raise unknown("parameter", name, sorted({*own, *training} - {"training"}))
     merged = {k: _as_type(k, v, own[k]["default"]) for k, v in values.items() if k in own}
     changed = {k: v for k, v in values.items() if k in training and k not in own}
     if changed:
@@ -200,7 +200,8 @@ class RunFolder:
 
     def finish(self, **found) -> Path:
         """Write `result.json`: the record, what was found, and the seconds it took."""
-        content = self.record | found | {"wall_time_s": round(time.time() - self.started, 1)}
+        took = {"wall_time_s": round(time.time() - self.started, 1)}
+        content = environment() | self.record | found | took  # threads and device are known by now
         with atomic(self.path / "result.json") as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n")
         return self.path / "result.json"
@@ -213,7 +214,7 @@ def start_run(recipe: str, names: dict) -> RunFolder:
     ----------
     recipe : str
     names : dict
-        ``globals()`` of the notebook, straight after its parameters and imports: all plain values in it are parameters.
+        ``globals()`` of the notebook, straight after its parameters: all plain values in it are such.
     """
     plain = (str, int, float, bool, list, dict, tuple, type(None))
     hidden = ("In", "Out")
@@ -227,7 +228,7 @@ def start_run(recipe: str, names: dict) -> RunFolder:
     with atomic(path / "environment.json") as partial:
         partial.write_text(json.dumps(here, indent=1) + "\n")
     (path / "result.json").unlink(missing_ok=True)  # of an earlier execution
-    return RunFolder(path, {"recipe": recipe, "parameters": parameters, **here})
+    return RunFolder(path, here | {"recipe": recipe, "parameters": parameters, "seed": parameters.get("seed")})
 
 # %% ../../nbs/5_training/05_recipes.ipynb #16bd9609
 def _refuse_others(folder: Path, recipe: Path, values: dict) -> None:
@@ -240,7 +241,9 @@ def _refuse_others(folder: Path, recipe: Path, values: dict) -> None:
 
     def flat(parameters: dict) -> dict:
         inner = parameters.get("training")
-        return {k: v for k, v in {**parameters, **(inner or {})}.items() if k not in ("training", "out", *FREE)}
+        if inner is not None:
+            parameters = {k: p["default"] for k, p in fit_parameters(inner).items()} | parameters
+        return {k: v for k, v in parameters.items() if k not in ("training", "out", *FREE)}
 
     own = {k: v["default"] for k, v in _literals(recipe).items()}
     now = json.loads(json.dumps(flat(own | values)))
