@@ -247,7 +247,7 @@ def _refuse_others(folder: Path, recipe: Path, values: dict) -> None:
 
     own = {k: v["default"] for k, v in _literals(recipe).items()}
     now = json.loads(json.dumps(flat(own | values)))
-    before = flat(yaml.safe_load(noted.read_text()))
+    before = json.loads(json.dumps(flat(yaml.safe_load(noted.read_text()))))
     other = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if other:
         changed = "; ".join(f"{k}: {before.get(k)!r} before, {now.get(k)!r} now" for k in other)
