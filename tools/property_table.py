@@ -69,7 +69,15 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "tests/models/test_promises.py", "-q", f"--junitxml={report}", *wanted]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests/models/test_promises.py",
+            "-q",
+            f"--junitxml={report}",
+            *wanted,
+        ]
         run = subprocess.run(command, cwd=ROOT, stdout=sys.stderr)
         if not report.is_file():
             raise SystemExit("error: pytest wrote no report")

@@ -12,7 +12,7 @@ from wedefense_nb.augmentation.transforms import (
     keep_level,
     limit,
     replace_rows,
-    rows,
+    take_rows,
     zero_padding,
 )
 from wedefense_nb.data.batches import collate
@@ -28,13 +28,13 @@ def batch(*lengths):
 
 def test_rows_taken_out_and_put_back_change_nothing():
     b = batch(5, 9, 7)
-    again = replace_rows(b, [2, 0], rows(b, [2, 0]))
+    again = replace_rows(b, [2, 0], take_rows(b, [2, 0]))
     assert (
         torch.equal(again.wave, b.wave)
         and torch.equal(again.lengths, b.lengths)
         and torch.equal(again.labels, b.labels)
     )
-    assert rows(b, [2, 0]).utts == ["u2", "u0"] and again.utts == b.utts
+    assert take_rows(b, [2, 0]).utts == ["u2", "u0"] and again.utts == b.utts
 
 
 def test_a_part_may_come_back_longer_or_shorter():

@@ -13,7 +13,7 @@ from wedefense_nb.augmentation.rawboost import ALGORITHMS, RawBoost
 from wedefense_nb.augmentation.spectrum import LowPass, Resample
 from wedefense_nb.augmentation.surroundings import AddNoise, Reverb, read_sources, speech_sources
 from wedefense_nb.augmentation.telephone import PacketLoss, Telephone
-from wedefense_nb.augmentation.transforms import Chain, Gain, OneOf, fit_length, rows
+from wedefense_nb.augmentation.transforms import Chain, Gain, OneOf, fit_length, take_rows
 from wedefense_nb.augmentation.warping import Pitch, Speed, Tempo, Trim
 from wedefense_nb.data.batches import Batch, collate
 from wedefense_nb.data.crops import Item
@@ -132,8 +132,8 @@ def test_draws_belong_to_seed_epoch_and_utterance(make):  # pitfall 51
     out = transform(batch, epoch=2)
     assert_same(out, transform(batch, epoch=2), atol=0)
     transform(batch, epoch=1)  # what was called before does not matter
-    assert_same(out, transform(rows(batch, [4, 0, 2]), epoch=2))
-    assert_same(out, transform(rows(batch, [5]), epoch=2))
+    assert_same(out, transform(take_rows(batch, [4, 0, 2]), epoch=2))
+    assert_same(out, transform(take_rows(batch, [5]), epoch=2))
     others = [transform(batch, epoch=3), make(seed=4)(batch, epoch=2)]
     named = replace(batch, utts=[f"other {utt}" for utt in batch.utts])
     others.append(replace(transform(named, epoch=2), utts=batch.utts))
@@ -150,7 +150,7 @@ class Transformed(Dataset):
         return 6
 
     def __getitem__(self, i: int) -> Batch:
-        return self.transform(rows(several(), [i % 3, 4]), epoch=i // 3)
+        return self.transform(take_rows(several(), [i % 3, 4]), epoch=i // 3)
 
 
 @each

@@ -235,9 +235,8 @@ def test_quotation_marks_are_text_and_lengths_are_counted(tmp_path):
         (tmp_path / "x").write_text(text)
         with pytest.raises(CorpusError, match="need 2 or 5 fields"):
             read_fields(tmp_path / "x", [2, 5])
-    assert (
-        len(read("mlaad", lists("mlaad", tmp_path / "m"), files=False)) == 3
-    )  # an unbalanced quote swallows no row
+    # an unbalanced quote swallows no row
+    assert len(read("mlaad", lists("mlaad", tmp_path / "m"), files=False)) == 3
     (tmp_path / "x").write_text("0007 1e5 nan -\n")
     assert read_fields(tmp_path / "x", [4]).iloc[0].tolist() == ["0007", "1e5", "nan", "-"]
 
@@ -366,11 +365,8 @@ def test_verdict_on_made_rows():
     assert verdict(counts(made(short), "in_the_wild")) == ["eval spoof: published 11,816, found 11,815"]
     only = counts(made({("eval", B): 5}), "in_the_wild")  # a class that is not there at all
     assert verdict(only) == ["eval bonafide: published 19,963, found 5; spoof: published 11,816, found 0"]
-    split = {
-        ("dev", B): 10_000,
-        ("dev", S): 7_823,
-        ("train", S): 1,
-    }  # classes not counted apart; eval is not prepared
+    # classes not counted apart; eval is not prepared
+    split = {("dev", B): 10_000, ("dev", S): 7_823, ("train", S): 1}
     table = counts(made(split), "add2023_track2")
     assert verdict(table) == ["dev: as published", "train all: published 53,093, found 1"] and len(table) == 5
     assert verdict(counts(made({("", S): 117_985, ("", B): 7}, "ljspeech_melgan"), "wavefake")) == [
@@ -589,9 +585,8 @@ def damaged(tmp_path):
 def test_one_report_of_everything(tmp_path):  # pitfalls 18 and 53: nothing is dropped in silence
     m, problems = survey("asvspoof2019_la", damaged(tmp_path))
     assert sorted(problems.problem) == ["double", "extra", "missing", "unreadable", "unreadable"]
-    assert (
-        len(m) == 3 and len(m) + (problems.problem.isin(["missing", "unreadable"])).sum() == 6
-    )  # count in = count out
+    # count in = count out
+    assert len(m) == 3 and len(m) + (problems.problem.isin(["missing", "unreadable"])).sum() == 6
     with pytest.warns(CorpusWarning, match="1 double .* 1 extra .* 1 missing .* 2 unreadable"):
         assert len(prepare("asvspoof2019_la", tmp_path)) == 3
     with pytest.raises(CorpusError, match="1 missing"):

@@ -28,9 +28,8 @@ def test_a_dft_finds_each_band_where_its_edges_are(scale):  # pitfall 47
         passed = (g > 0.5).nonzero().flatten()
         assert abs(passed[0] - edges[i]) < 3 and abs(passed[-1] - edges[i + 1]) < 3
         assert g[round(float(edges[i : i + 2].mean()))] == pytest.approx(1, abs=0.01)
-    assert (
-        gain.sum(0)[100:7900].sub(1).abs().max() < 0.02
-    )  # neighbours share their edge: nothing is lost or doubled
+    # neighbours share their edge: nothing is lost or doubled
+    assert gain.sum(0)[100:7900].sub(1).abs().max() < 0.02
 
 
 def test_inverse_mel_is_a_mirror_and_no_sign_change():  # pitfall 47

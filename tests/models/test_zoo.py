@@ -157,9 +157,8 @@ def test_fields_of_detectors():
         "ssl_mhfa": 0.02,
     }
     assert found == pytest.approx(want)
-    assert all(
-        math.isinf(field(specimen(name))) for name in ("wedefense_lcnn_lstm", "ssl_res1d")
-    )  # a LSTM, a gate
+    # a LSTM, a gate
+    assert all(math.isinf(field(specimen(name))) for name in ("wedefense_lcnn_lstm", "ssl_res1d"))
 
 
 def test_measuring_leaves_the_model_alone():
@@ -202,9 +201,8 @@ def test_flops_of_an_encoder():
         want = want + 2 * length * c_out * c_in * k
         c_in = c_out
     assert length == n
-    want += (
-        2 * n * c_in * dim + 2 * (n + 1) * dim * dim // groups * kernel
-    )  # an even kernel makes one frame too many
+    # an even kernel makes one frame too many
+    want += 2 * n * c_in * dim + 2 * (n + 1) * dim * dim // groups * kernel
     want += TINY.layers * (2 * n * (4 * dim * dim + 2 * dim * hidden) + 2 * 2 * n * n * dim)
     assert flops(upstream, torch.randn(1, 4000), torch.tensor([4000])) == want
 

@@ -91,9 +91,8 @@ def test_non_negative_weights_and_ridge():
     assert free.weights_.min() < 0
     modest = LinearFusion(nonnegative=True).fit(DEV[names], DEV.label)
     assert modest.weights_.min() == 0 and modest.weights_["sys1"] > 0
-    only = [
-        n for n in names if modest.weights_[n] > 0
-    ]  # the constrained minimum is the free one of the systems left
+    # the constrained minimum is the free one of the systems left
+    only = [n for n in names if modest.weights_[n] > 0]
     again = LinearFusion().fit(DEV[only], DEV.label)
     assert np.allclose(modest.weights_[only], again.weights_, atol=1e-4) and modest.b_ == pytest.approx(
         again.b_, abs=1e-4

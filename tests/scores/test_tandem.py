@@ -43,9 +43,8 @@ def test_sasv_vectors(name):
     assert set(want) == set(got)
     assert got == pytest.approx(want, abs=1e-9)
     assert own._asdict() == pytest.approx(v["own_asv"], abs=1e-12)
-    near = asv_rates(
-        asv, kinds
-    )  # the nearest point is never farther from the diagonal than the package's threshold
+    # the nearest point is never farther from the diagonal than the package's threshold
+    near = asv_rates(asv, kinds)
     assert abs(near.p_miss_target - near.p_fa_nontarget) <= abs(own.p_miss_target - own.p_fa_nontarget) + 1e-12
 
 

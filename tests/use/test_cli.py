@@ -335,9 +335,8 @@ def test_calibrate_and_fuse(tmp_path):
         if command("fuse", *pair[::-1], "-o", tmp_path / "f.csv").returncode == 0
         else None
     )
-    assert np.allclose(
-        again.set_index("utt").llr.loc[fused.utt], fused.llr
-    )  # the order of systems does not matter
+    # the order of systems does not matter
+    assert np.allclose(again.set_index("utt").llr.loc[fused.utt], fused.llr)
     assert "two or more systems" in command("fuse", pair[0]).stderr
     short = pd.read_csv(b / "eval.csv").iloc[1:]
     short.to_csv(tmp_path / "short.csv", index=False)

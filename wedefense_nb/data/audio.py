@@ -25,9 +25,10 @@ from ..files import atomic
 # %% ../../nbs/1_data/01_audio.ipynb #25d29397
 SAMPLE_RATE = 16_000  # Hz, everywhere after loading
 RATES = (1_000, 1_000_000)  # Hz: other rates are not those of a recording of speech
+# what counts as a sound file, in folders, corpora and shards
 SOUNDS = frozenset(
     f".{suffix}" for suffix in "wav flac mp3 ogg oga opus m4a mp4 aac wma aif aiff caf au amr webm".split()
-)  # what counts as a sound file, in folders, corpora and shards
+)
 
 
 class AudioError(ValueError):

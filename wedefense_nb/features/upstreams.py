@@ -93,9 +93,8 @@ def normalize_waves(wave: Tensor, lengths: Tensor) -> Tensor:
     return centred / (centred.square().sum(1, keepdim=True) / n + 1e-5).sqrt()
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #689a6e55
-ENCODERS = Registry(
-    "encoder", "wedefense_nb.features"
-)  # functions of a checkpoint's path, or an EncoderConfig as dict
+# functions of a checkpoint's path, or an EncoderConfig as dict
+ENCODERS = Registry("encoder", "wedefense_nb.features")
 
 
 def make_encoder(source, backend: str = "fast") -> nn.Module:

@@ -75,9 +75,8 @@ class GraphEncoder(nn.Module):
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled() and feats.device.type == "cpu" and not self.training and len(feats) > 1:
-            parts = [
-                self(x, n) for x, n in zip(feats.split(1), frames.split(1), strict=True)
-            ]  # the cache is small
+            # the cache is small
+            parts = [self(x, n) for x, n in zip(feats.split(1), frames.split(1), strict=True)]
             return tuple(torch.cat(part) for part in zip(*parts, strict=True))
         x = feats.transpose(1, 2)[:, None]
         x = torch.selu_(self.norm(x, frame_mask(frames, x.shape[3])[:, None, None]))

@@ -125,10 +125,8 @@ LAYOUTS.add("antideepfake", Layout(_MEAN, [("head.out", "proj_fc")]))
 
 # %% ../../nbs/4_models/12_wedefense.ipynb #f097ed98
 INSIDE = ("frontend.upstream.upstream.model.", "ssl_model.model.", "m_ssl.model.")  # where files keep the upstream
-USUAL = {
-    "ssl_antispoofing": {"samples": 64600},
-    "antideepfake": {"normalize": True},
-}  # options beside the layout's
+# options beside the layout's
+USUAL = {"ssl_antispoofing": {"samples": 64600}, "antideepfake": {"normalize": True}}
 
 
 def load_with_upstream(path, kind: str, upstream, seen: tuple[float, float] | None = None, **options) -> Detector:

@@ -98,9 +98,8 @@ def field(model: Detector, lengths=(0.75, 3.0)) -> float:
 
 # %% ../../nbs/4_models/13_zoo.ipynb #07285842
 def _recurrent_flops(x, w_input, w_hidden, *_, **__) -> int:
-    return (
-        2 * x[0] * x[1] * (math.prod(w_input) + math.prod(w_hidden))
-    )  # shapes: every step meets every weight once
+    # shapes: every step meets every weight once
+    return 2 * x[0] * x[1] * (math.prod(w_input) + math.prod(w_hidden))
 
 
 def _attention_flops(query, key, value, *_, **__) -> int:

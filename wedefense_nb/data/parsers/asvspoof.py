@@ -12,16 +12,27 @@ from pathlib import Path
 import pandas as pd
 
 from ..corpora import CORPORA, Listing, parser
-from ..lists import KEY, agree, each_list, find_root, joined, read_fields, rows, to_labels
+from wedefense_nb.data.lists import (
+    CHALLENGE_WORDS,
+    agree,
+    each_list,
+    find_root,
+    joined,
+    read_fields,
+    rows,
+    to_labels,
+)
 
 # %% ../../../nbs/1_data/05_asvspoof.ipynb #004b3fac
-LA_2019 = {("train", "bonafide"): 2580, ("train", "spoof"): 22800, ("dev", "bonafide"): 2548, ("dev", "spoof"): 22296,
-           ("eval", "bonafide"): 7355, ("eval", "spoof"): 63882}  # fmt: skip
-_EACH = {
-    "train": (1, 6, 3800),
-    "dev": (1, 6, 3716),
-    "eval": (7, 19, 4914),
-}  # first and last attack, trials of each
+LA_2019 = {
+    ("train", "bonafide"): 2580,
+    ("train", "spoof"): 22800,
+    ("dev", "bonafide"): 2548,
+    ("dev", "spoof"): 22296,
+    ("eval", "bonafide"): 7355,
+    ("eval", "spoof"): 63882,
+}
+_EACH = {"train": (1, 6, 3800), "dev": (1, 6, 3716), "eval": (7, 19, 4914)}  # first, last attack, trials of each
 _ATTACKS = {(split, f"A{i:02d}"): n for split, (first, last, n) in _EACH.items() for i in range(first, last + 1)}
 
 
@@ -40,18 +51,22 @@ _ATTACKS = {(split, f"A{i:02d}"): n for split, (first, last, n) in _EACH.items()
 def asvspoof2019_la(root: Path) -> Listing:
     """ASVspoof 2019, logical access."""
     base = find_root("asvspoof2019_la", root, ["ASVspoof2019_LA_cm_protocols"], inside=["LA"])
-    parts, problems, start = [], [], "ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm."
+    parts = []
+    problems = []
+    start = "ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm."
     lists = {"train": start + "train.trn.txt", "dev": start + "dev.trl.txt", "eval": start + "eval.trl.txt"}
     for split, path, t in each_list(base, lists, [5], problems):
-        label = to_labels(t[4], KEY, path)
+        label = to_labels(t[4], CHALLENGE_WORDS, path)
         agree(label, t[3] == "-", path, "the attack column")
         folder = f"ASVspoof2019_LA_{split}/flac"
         parts.append(rows(t[1], folder, ".flac", label=label, split=split, speaker=t[0], attack=t[3]))
     return Listing(joined(parts), base, folders=[f"ASVspoof2019_LA_{s}" for s in lists], problems=problems)
 
 # %% ../../../nbs/1_data/05_asvspoof.ipynb #1ea2687e
-SCORED = {"la": {("eval", "bonafide"): 14816, ("eval", "spoof"): 133360},
-          "df": {("eval", "bonafide"): 14869, ("eval", "spoof"): 519059}}  # fmt: skip
+SCORED = {
+    "la": {("eval", "bonafide"): 14816, ("eval", "spoof"): 133360},
+    "df": {("eval", "bonafide"): 14869, ("eval", "spoof"): 519059},
+}
 _DF = {
     3: "source",
     6: "trim",
@@ -75,20 +90,13 @@ def _asvspoof2021(root: Path, track: str) -> Listing:
     folder = f"ASVspoof2021_{T}_eval"
     if not keys:
         trials = f"{folder}/ASVspoof2021.{T}.cm.eval.trl.txt"
-        problems = [
-            (
-                "unlabelled",
-                trials,
-                f"no keys: unpack {T}-keys-full.tar.gz here, see {CORPORA['asvspoof2021_la'].url}",
-            )
-        ]
-        parts = [
-            rows(t[0], f"{folder}/flac", ".flac", label="")
-            for *_, t in each_list(base, {"eval": trials}, [1], problems)
-        ]
+        remedy = f"no keys: unpack {T}-keys-full.tar.gz here, see {CORPORA['asvspoof2021_la'].url}"
+        problems = [("unlabelled", trials, remedy)]
+        lists = each_list(base, {"eval": trials}, [1], problems)
+        parts = [rows(t[0], f"{folder}/flac", ".flac", label="") for *_, t in lists]
         return Listing(joined(parts), base, folders=[folder], problems=problems)
     t = read_fields(keys[0], widths)
-    label = to_labels(t[5], KEY, keys[0])
+    label = to_labels(t[5], CHALLENGE_WORDS, keys[0])
     agree(label, t[4].isin(["bonafide", "-"]), keys[0], "the attack column")
     split = to_labels(t[7], {"eval": "eval", "progress": "", "hidden": ""}, keys[0])
     u = rows(
@@ -139,10 +147,19 @@ def asvspoof2021_df(root: Path) -> Listing:
     return _asvspoof2021(root, "df")
 
 # %% ../../../nbs/1_data/05_asvspoof.ipynb #d7868d84
-V5 = {"train": ("ASVspoof5.train.tsv", "flac_T"), "dev": ("ASVspoof5.dev.track_1.tsv", "flac_D"),
-      "eval": ("ASVspoof5.eval.track_1.tsv", "flac_E_eval")}  # fmt: skip
-V5_COUNTS = {("train", "bonafide"): 18797, ("train", "spoof"): 163560, ("dev", "bonafide"): 31334,
-             ("dev", "spoof"): 109616, ("eval", "bonafide"): 138688, ("eval", "spoof"): 542086}  # fmt: skip
+V5 = {
+    "train": ("ASVspoof5.train.tsv", "flac_T"),
+    "dev": ("ASVspoof5.dev.track_1.tsv", "flac_D"),
+    "eval": ("ASVspoof5.eval.track_1.tsv", "flac_E_eval"),
+}
+V5_COUNTS = {
+    ("train", "bonafide"): 18797,
+    ("train", "spoof"): 163560,
+    ("dev", "bonafide"): 31334,
+    ("dev", "spoof"): 109616,
+    ("eval", "bonafide"): 138688,
+    ("eval", "spoof"): 542086,
+}
 _TEN = {
     0: "speaker",
     1: "utt",
@@ -178,7 +195,7 @@ def asvspoof5(root: Path) -> Listing:
     also = []
     for split, path, t in each_list(lists, {s: name for s, (name, _) in V5.items()}, [10, 6], problems):
         t = t.rename(columns=_TEN if len(t.columns) == 10 else _SIX)
-        label = to_labels(t.label, KEY, path)
+        label = to_labels(t.label, CHALLENGE_WORDS, path)
         folder = V5[split][1]
         agree(label, t.attack == "bonafide", path, "the attack column")
         more = {c: t[c] for c in ("codec", "gender", "codec_q", "codec_seed", "attack_tag") if c in t}

@@ -16,7 +16,16 @@ import numpy as np
 import pandas as pd
 
 from ..corpora import CorpusError, Listing, parser
-from ..lists import KEY, agree, each_list, find_root, joined, read_fields, rows, to_labels
+from wedefense_nb.data.lists import (
+    CHALLENGE_WORDS,
+    agree,
+    each_list,
+    find_root,
+    joined,
+    read_fields,
+    rows,
+    to_labels,
+)
 from .asvspoof import LA_2019
 
 # %% ../../../nbs/1_data/06_partial.ipynb #2ce986e1
@@ -99,7 +108,9 @@ def read_rttm(path) -> pd.DataFrame:
     t = read_fields(path, [10])
     start = t[3].astype(float)
     length = t[4].astype(float)
-    s = pd.DataFrame({"utt": t[1], "start": start, "end": start + length, "label": to_labels(t[7], KEY, path)})
+    s = pd.DataFrame(
+        {"utt": t[1], "start": start, "end": start + length, "label": to_labels(t[7], CHALLENGE_WORDS, path)}
+    )
     return s[length > 1e-4]
 
 # %% ../../../nbs/1_data/06_partial.ipynb #63539e10
@@ -138,7 +149,7 @@ def partialspoof(root: Path, resolution: float | None = None) -> Listing:
     problems = []
     slack = 0.0
     for split, path, t in each_list(base, lists, [5], problems):
-        label = to_labels(t[4], KEY, path)
+        label = to_labels(t[4], CHALLENGE_WORDS, path)
         agree(label, t[3] == "-", path, "the column CON")
         u = rows(t[1], f"{split}/con_wav", ".wav", label=label, split=split, speaker=t[0], attack=t[3])
         s, step = _partialspoof_segments(base, split, resolution, problems)
@@ -223,10 +234,14 @@ def _llama_line(number: int, line: str, path: Path) -> tuple[dict, list[dict]]:
     try:
         edges = [(float(x["start"]), float(x["end"])) for x in s]
         tiles = edges[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(edges))
-        fits = tiles and abs(edges[-1][1] - float(duration)) < 1e-3 and {x["label"] for x in s} <= set(KEY)
+        fits = (
+            tiles
+            and abs(edges[-1][1] - float(duration)) < 1e-3
+            and {x["label"] for x in s} <= set(CHALLENGE_WORDS)
+        )
     except (ValueError, KeyError, IndexError):
         fits = False
-    if not fits or label not in KEY or "\ufffd" in line:
+    if not fits or label not in CHALLENGE_WORDS or "\ufffd" in line:
         raise CorpusError(
             f"{path}: line {number} is not UTT SECONDS LABEL start-end-label … without gaps: {line[:80]!r}"
         )
