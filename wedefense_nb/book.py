@@ -77,14 +77,14 @@ def plot_scores(scores, labels, title: str = "", ax=None):
 
 # %% ../nbs/0_question/03_book.ipynb #6163bbd5
 def check(answer, want, hint: str = "look again at the definition above") -> str:
-    """Check an exercise's answer: a number (to three decimals), an array, a text or a boolean.
+    """Check an exercise's answer: a number (to three decimals), an array, a text, a boolean or a dictionary.
 
     >>> check(0.3333, 1 / 3), check(0.5, 1 / 3, "one of three")
     ('✓ right', '✗ not yet: one of three')
     """
     if answer is ...:
         return "✎ replace the ... with your answer"
-    numeric = not isinstance(want, (str, bool))
+    numeric = not isinstance(want, (str, bool, dict))
     try:
         right = bool(np.allclose(answer, want, atol=5e-4)) if numeric else answer == want
     except (TypeError, ValueError):
