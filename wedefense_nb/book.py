@@ -130,7 +130,7 @@ def _imported(path: Path, module: str) -> Iterator[str]:
 
 
 def imports() -> pd.DataFrame:
-    """Which module of the package imports which: columns `module` and `imports`, in reading order, from the sources."""
+    """Which module of the package imports which: `module` and `imports`, in reading order, from the sources."""
     house = modules()
     root = Path(str(importlib.resources.files("wedefense_nb")))
     rows = []

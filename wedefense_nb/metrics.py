@@ -20,7 +20,7 @@ from scipy.stats import norm
 from sklearn.isotonic import isotonic_regression
 from tqdm import tqdm
 
-from .task import BONAFIDE, LABELS, bayes_threshold, check_trials
+from .task import BONAFIDE, LABELS, SPOOF, bayes_threshold, check_trials
 
 # %% ../nbs/0_question/02_metrics.ipynb #c7f65f73
 class Counts:
@@ -63,7 +63,7 @@ class Counts:
 
 # %% ../nbs/0_question/02_metrics.ipynb #697f2f2c
 def count(scores, labels=None) -> Counts:
-    """Count trials by distinct score; every metric begins with it, so each also takes the `Counts` in place of scores.
+    """Count trials by distinct score. Every metric begins with it, so each takes `Counts` in place of scores, too.
 
     Parameters
     ----------
@@ -115,19 +115,34 @@ def operating_points(scores, labels=None) -> tuple[np.ndarray, np.ndarray, np.nd
 
 # %% ../nbs/0_question/02_metrics.ipynb #37ba1bf8
 def roc(scores, labels=None) -> pd.DataFrame:
-    """`operating_points` as a table: columns threshold, pmiss, pfa; the first row accepts all, the last rejects all."""
+    """`operating_points` as a table: threshold, pmiss, pfa; the first row accepts all, the last rejects all.
+
+    >>> roc([0.1, 0.9], [0, 1])
+       threshold  pmiss  pfa
+    0        0.1    0.0  1.0
+    1        0.9    0.0  0.0
+    2        inf    1.0  0.0
+    """
     return pd.DataFrame(dict(zip(("threshold", "pmiss", "pfa"), operating_points(scores, labels), strict=True)))
 
 # %% ../nbs/0_question/02_metrics.ipynb #15dc2d36
 def auc(scores, labels=None) -> float:
-    """Probability that a bona fide trial scores higher than a spoof one, ties counting half."""
+    """Probability that a bona fide trial scores higher than a spoof one, ties counting half.
+
+    >>> auc([0.1, 0.5, 0.5, 0.9], [0, 0, 1, 1])
+    0.875
+    """
     c = count(scores, labels)
     pfa = c.rates[1]
     return float(c.bona / c.n_bona @ (1 - (pfa[:-1] + pfa[1:]) / 2))
 
 
 def looks_inverted(scores, labels=None) -> str:
-    """A warning if the scores seem to point the other way (AUC < 0.5), else an empty text."""
+    """A warning if the scores seem to point the other way (AUC < 0.5), else an empty text; nothing is flipped.
+
+    >>> looks_inverted([0.1, 0.9], [1, 0])
+    'AUC is 0.000 < 0.5: higher must mean more bona fide; check the sign of the scores'
+    """
     area = auc(scores, labels)
     if area >= 0.5:
         return ""
@@ -147,6 +162,11 @@ def equal_error(pmiss: np.ndarray, pfa: np.ndarray) -> float:
     float
         A rate in [0, 1]. Equal to scikit-learn's ``roc_curve(drop_intermediate=False)`` followed by
         root finding on ``1 - x - interp(fpr, tpr)``.
+
+    Examples
+    --------
+    >>> round(equal_error(np.array([0.0, 0.2, 1.0]), np.array([1.0, 0.4, 0.0])), 3)
+    0.333
     """
     k = int(np.argmax(pmiss >= pfa))  # first point past the crossing; k >= 1 since the curve starts at (0, 1)
     before = pfa[k - 1] - pmiss[k - 1]
@@ -155,7 +175,11 @@ def equal_error(pmiss: np.ndarray, pfa: np.ndarray) -> float:
 
 # %% ../nbs/0_question/02_metrics.ipynb #afa55e04
 def pav(c: Counts) -> Counts:
-    """Counts pooled so that the share of bona fide rises with the score (pool adjacent violators)."""
+    """Counts pooled so that the share of bona fide rises with the score (pool adjacent violators).
+
+    >>> pav(count([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1])).bona
+    array([0, 1, 1])
+    """
     kept = np.flatnonzero(c.bona + c.spoof)
     scores = c.scores[kept]
     bona = c.bona[kept]
@@ -167,7 +191,7 @@ def pav(c: Counts) -> Counts:
 
 # %% ../nbs/0_question/02_metrics.ipynb #f6946bdd
 def _one_by_one(c: Counts) -> Counts:
-    """Every trial an operating point of its own, bona fide before spoof among ties, as ASVspoof's program sorts them."""
+    """Every trial an operating point of its own; among ties bona fide first, as ASVspoof's program sorts them."""
     classes = np.tile([1.0, 0.0], len(c.scores))
     each = np.stack([c.bona, c.spoof], 1).ravel().astype(int)
     order = np.repeat(classes, each)
@@ -191,17 +215,25 @@ def eer(scores, labels=None, method: str = "interp") -> float:
     0.5
     """
     c = count(scores, labels)
-    if method in ("interp", "rocch"):
-        return equal_error(*(pav(c) if method == "rocch" else c).rates)
-    if method not in ("nearest", "asvspoof"):
+    if method not in ("interp", "rocch", "nearest", "asvspoof"):
         raise ValueError(f"method must be interp, nearest, rocch or asvspoof, got {method!r}")
-    pmiss, pfa = (_one_by_one(c) if method == "asvspoof" else c).rates
+    if method == "rocch":
+        c = pav(c)
+    if method == "asvspoof":
+        c = _one_by_one(c)
+    pmiss, pfa = c.rates
+    if method in ("interp", "rocch"):
+        return equal_error(pmiss, pfa)
     k = np.argmin(np.abs(pmiss - pfa))
     return float((pmiss[k] + pfa[k]) / 2)
 
 # %% ../nbs/0_question/02_metrics.ipynb #2630df80
 def cost_weights(p_spoof: float = 0.05, c_miss: float = 1.0, c_fa: float = 10.0) -> tuple[float, float]:
-    """What Pmiss and Pfa weigh in the normalised DCF; (1.9, 1) with ASVspoof 5's costs."""
+    """What Pmiss and Pfa weigh in the normalised DCF.
+
+    >>> cost_weights()  # ASVspoof 5's
+    (1.9, 1.0)
+    """
     bayes_threshold(p_spoof, c_miss, c_fa)  # refuses impossible priors and costs
     miss = c_miss * (1 - p_spoof)
     fa = c_fa * p_spoof
@@ -209,14 +241,22 @@ def cost_weights(p_spoof: float = 0.05, c_miss: float = 1.0, c_fa: float = 10.0)
 
 # %% ../nbs/0_question/02_metrics.ipynb #0869be5f
 def min_dcf(scores, labels=None, p_spoof: float = 0.05, c_miss: float = 1.0, c_fa: float = 10.0) -> float:
-    """Normalised detection cost at the best threshold in hindsight, at most 1 (ASVspoof 5's costs by default)."""
+    """Normalised detection cost at the best threshold in hindsight, at most 1 (ASVspoof 5's costs by default).
+
+    >>> min_dcf([0.9, 0.4, 0.6, 0.1], [1, 1, 0, 0], p_spoof=0.5, c_miss=1, c_fa=1)
+    0.5
+    """
     pmiss, pfa = count(scores, labels).rates
     miss, fa = cost_weights(p_spoof, c_miss, c_fa)
     return float((miss * pmiss + fa * pfa).min())
 
 
 def act_dcf(llr, labels=None, p_spoof: float = 0.05, c_miss: float = 1.0, c_fa: float = 10.0) -> float:
-    """Normalised detection cost at the Bayes threshold; the scores must be LLRs."""
+    """Normalised detection cost at the Bayes threshold; the scores must be LLRs.
+
+    >>> act_dcf([9.0, 4.0, 6.0, 1.0], [1, 1, 0, 0], p_spoof=0.5, c_miss=1, c_fa=1)  # all are accepted
+    1.0
+    """
     c = count(llr, labels)
     pmiss, pfa = c.rates
     miss, fa = cost_weights(p_spoof, c_miss, c_fa)
@@ -243,7 +283,11 @@ def cllr(llr, labels=None) -> float:
 
 
 def min_cllr(scores, labels=None) -> float:
-    """Cllr after the best monotone recalibration on the same trials (PAV, tied scores pooled first)."""
+    """Cllr after the best monotone recalibration on the same trials (PAV, tied scores pooled first), in bits.
+
+    >>> min_cllr([9.0, 8.0], [0, 1]), min_cllr([9.0, 8.0], [1, 0])
+    (1.0, 0.0)
+    """
     c = pav(count(scores, labels))
     return cllr(Counts(c.log_ratios(), c.bona, c.spoof))
 
@@ -251,22 +295,29 @@ def min_cllr(scores, labels=None) -> float:
 def at_threshold(scores, labels, threshold: float = 0.0, positive: str = "spoof") -> dict[str, float]:
     """Precision, recall, F1, accuracy and balanced accuracy of accepting scores >= threshold as bona fide.
 
-    `positive` is "spoof" or "bonafide". With nothing called positive, precision and F1 are 0, and a warning says so.
+    `positive` is "spoof" or "bonafide". With nothing called so, precision and F1 are 0, and a warning tells it.
+
+    >>> at_threshold([2.0, -1.0, 1.0, -3.0], [1, 1, 0, 0])["balanced_accuracy"]
+    0.5
     """
     scores, labels = check_trials(scores, labels)
     target = LABELS.index(positive)
-    guess = (scores >= threshold).astype(int) == target
+    guess = np.where(scores >= threshold, BONAFIDE, SPOOF) == target
     truth = labels == target
     hits = (guess & truth).sum()
     n_guess = guess.sum()
     if n_guess == 0:
-        warnings.warn(
-            f"nothing is called {positive} at threshold {threshold}: precision and F1 are 0", stacklevel=2
-        )
+        text = f"nothing is called {positive} at threshold {threshold}: precision and F1 are 0"
+        warnings.warn(text, stacklevel=2)
     recall = hits / truth.sum()
     rejected = (~guess & ~truth).sum() / (~truth).sum()
-    out = {"precision": hits / max(n_guess, 1), "recall": recall, "f1": 2 * hits / (n_guess + truth.sum())}
-    out |= {"accuracy": (guess == truth).mean(), "balanced_accuracy": (recall + rejected) / 2}
+    out = {
+        "precision": hits / max(n_guess, 1),
+        "recall": recall,
+        "f1": 2 * hits / (n_guess + truth.sum()),
+        "accuracy": (guess == truth).mean(),
+        "balanced_accuracy": (recall + rejected) / 2,
+    }
     return {name: float(value) for name, value in out.items()}
 
 # %% ../nbs/0_question/02_metrics.ipynb #efda847a
@@ -307,11 +358,14 @@ class Resampler:
 def draw_weights(n_trials: int, groups, n: int, seed: int) -> Iterator[np.ndarray]:
     """Yield `n` times how often each trial was drawn (N,): singly, or by whole groups."""
     rng = np.random.default_rng(seed)
-    of = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    total = n_trials if of is None else int(of.max()) + 1
+    if groups is None:
+        group_of = np.arange(n_trials)
+    else:
+        group_of = np.unique(np.asarray(groups), return_inverse=True)[1]
+    total = int(group_of.max()) + 1
     for _ in range(n):
         drawn = np.bincount(rng.integers(total, size=total), minlength=total)
-        yield drawn if of is None else drawn[of]
+        yield drawn if groups is None else drawn[group_of]
 
 # %% ../nbs/0_question/02_metrics.ipynb #519ac69a
 def bootstrap(names, systems, labels, groups=None, n=1000, seed=0, progress=False, options=None) -> np.ndarray:
@@ -324,9 +378,11 @@ def bootstrap(names, systems, labels, groups=None, n=1000, seed=0, progress=Fals
     tables = [Resampler(s[order], y[order]) for s, y in pairs]
     groups = None if groups is None else np.asarray(groups)[order]
     weights = draw_weights(len(order), groups, n, seed)
+    if progress:
+        weights = tqdm(weights, "bootstrap", n, leave=False)
     metrics = [partial(METRICS[name], **options.get(name, {})) for name in names]
     kept = []
-    for weight in tqdm(weights, "bootstrap", n, leave=False, **({} if progress else {"disable": True})):
+    for weight in weights:
         drawn = [t.counts(weight) for t in tables]
         if drawn[0].n_bona and drawn[0].n_spoof:
             kept.append([[metric(c) for metric in metrics] for c in drawn])
@@ -340,7 +396,11 @@ COSTS = ("p_spoof", "c_miss", "c_fa")
 
 
 def metric_options(names: list[str], options: dict) -> dict[str, dict]:
-    """Options by metric: costs for the DCFs, `method` for the EER; ValueError for a metric or an option there is not."""
+    """Options by metric: costs for the DCFs, `method` for the EER; ValueError for an unknown metric or option.
+
+    >>> metric_options(["eer"], {"method": "rocch"})["eer"]
+    {'method': 'rocch'}
+    """
     for what, given, known in (("metric", names, METRICS), ("option", options, (*COSTS, "method"))):
         odd = [name for name in given if name not in known]
         if odd:
@@ -400,20 +460,23 @@ def report(systems, labels, groups=None, n: int = 1000, seed: int = 0, progress:
 
     Parameters
     ----------
-    systems : scores (N,), or dict of name to scores; actDCF and Cllr read them as LLRs
-    labels, groups, n, seed : as for `confidence_interval`
+    systems : array_like, shape (N,), or dict of name to scores
+        actDCF and Cllr read them as LLRs.
+    labels, groups, n, seed
+        As for `confidence_interval`.
 
     Returns
     -------
-    pandas.DataFrame with columns system, metric, value, low, high: fractions, Cllr in bits
+    pandas.DataFrame
+        Columns system, metric, value, low, high: fractions, Cllr in bits.
     """
     systems = systems if isinstance(systems, dict) else {"scores": systems}
     rows = []
     for name, scores in systems.items():
         found = confidence_interval(list(REPORTED), scores, labels, groups, n, seed=seed, progress=progress)
-        rows += [
-            {"system": name, "metric": m, "value": i.value, "low": i.low, "high": i.high} for m, i in found.items()
-        ]
+        for metric, interval in found.items():
+            bounds = {"value": interval.value, "low": interval.low, "high": interval.high}
+            rows.append({"system": name, "metric": metric, **bounds})
     return pd.DataFrame(rows)
 
 # %% ../nbs/0_question/02_metrics.ipynb #1aa17202
@@ -475,7 +538,10 @@ def _draw_det(ax, name: str, scores, labels, n: int, seed: int) -> None:
     if n:
         at = np.linspace(-3.2, 3.2, 200)
         drawn = Resampler(*check_trials(scores, labels))
-        sets = (drawn.counts(w) for w in draw_weights(len(drawn.order), None, n, seed))
-        rates = [c.rates for c in sets if c.n_bona and c.n_spoof]
-        curves = [np.interp(at, *(norm.ppf(r[::-1]).clip(-9, 9) for r in (pfa, pmiss))) for pmiss, pfa in rates]
+        curves = []
+        for weights in draw_weights(len(drawn.order), None, n, seed):
+            again = drawn.counts(weights)
+            if again.n_bona and again.n_spoof:
+                pmiss, pfa = (norm.ppf(rate[::-1]).clip(-9, 9) for rate in again.rates)
+                curves.append(np.interp(at, pfa, pmiss))
         ax.fill_between(at, *np.quantile(curves, [0.025, 0.975], axis=0), alpha=0.2, color=color)

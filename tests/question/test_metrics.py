@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests.conftest import GOLDEN_DIR
 from wedefense_nb import metrics
-from wedefense_nb.book import plot_scores
 from wedefense_nb.metrics import (
     at_threshold,
     auc,
@@ -20,14 +20,13 @@ from wedefense_nb.metrics import (
     looks_inverted,
     min_cllr,
     min_dcf,
+    operating_points,
     plot_det,
     report,
     roc,
     show,
 )
-from wedefense_nb.scores.comparison import breakdown, paired_test, plot_breakdown
-
-from tests.conftest import GOLDEN_DIR
+from wedefense_nb.task import bayes_threshold
 
 ORACLE = json.loads((GOLDEN_DIR / "detection.json").read_text())
 LARGE = json.loads((GOLDEN_DIR / "large.json").read_text())
@@ -154,6 +153,13 @@ def test_inverted_scores_are_reported_never_flipped():  # pitfall 1
     assert looks_inverted(s, y) == "" and "check the sign" in looks_inverted(-s, y) and eer(-s, y) > 0.5
 
 
+def test_tied_and_infinite_scores_are_operating_points():
+    t, miss, fa = operating_points([1, 1, 2], [0, 1, 1])
+    assert t.tolist() == [1, 2, np.inf] and miss.tolist() == [0, 0.5, 1] and fa.tolist() == [1, 0, 0]
+    t, miss, fa = operating_points([-np.inf, 0, np.inf], [0, 1, 1])
+    assert (miss[0], fa[0], miss[-1], fa[-1]) == (0, 1, 1, 0)
+
+
 def test_roc_and_det_are_curves_from_corner_to_corner():
     r = roc([1, 2, 3, 4], [0, 1, 0, 1])
     assert r.pmiss.tolist() == [0, 0, 0.5, 0.5, 1] and r.pfa.tolist() == [1, 0.5, 0.5, 0, 0]
@@ -184,10 +190,23 @@ def test_bootstrap_is_seeded_counts_lost_classes_and_refuses_hopeless_sets():
     y = [1, 0, 0, 0]
     a, b = (confidence_interval("auc", s, y, n=200, seed=5) for _ in range(2))
     assert a == b and a.skipped > 0 and a.replicates + a.skipped == 200
+    draws = [list(map(list, metrics.draw_weights(20, None, 3, seed))) for seed in (5, 5, 6)]
+    assert draws[0] == draws[1] != draws[2]
     with pytest.raises(ValueError, match="lost a class"):
         confidence_interval("auc", s, y, groups=["a", "b", "b", "b"], n=400, seed=0)
     with pytest.raises(ValueError, match="3 groups but 4"):
         confidence_interval("auc", s, y, groups=["a", "b", "b"])
+
+
+def test_the_interval_holds_the_middle_of_the_replicates():
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 2
+    s = rng.normal(size=80) + y
+    kept = metrics.bootstrap(["eer"], [s], y, n=400, seed=3)[:, 0, 0]
+    for level in (0.95, 0.5):
+        got = confidence_interval("eer", s, y, n=400, level=level, seed=3)
+        outside = (kept < got.low).mean(), (kept > got.high).mean()
+        assert max(outside) <= (1 - level) / 2 and got.low == np.quantile(kept, (1 - level) / 2)
 
 
 def test_report_and_its_reading_form():
@@ -202,20 +221,14 @@ def test_report_and_its_reading_form():
     assert text.loc["a", "EER"] == text.loc["b", "EER"] and text.loc["a", "Cllr"] != text.loc["b", "Cllr"]
 
 
-def test_figures_draw_the_house_colours():
+def test_det_curves_with_bands_and_marks():
     import matplotlib.pyplot as plt
-    from matplotlib.colors import to_hex
-
-    from wedefense_nb.book import COLORS
 
     rng = np.random.default_rng(0)
     y = np.arange(60) % 2
     s = rng.normal(size=60) + 2 * y
-    ax = plot_scores(s, y)
-    used = {to_hex(p.get_facecolor()) for p in ax.patches}
-    assert {COLORS["bonafide"], COLORS["spoof"]} <= used and ax.get_xlabel() and ax.get_ylabel()
     ax = plot_det({"x": s, "y": (s[:30], y[:30])}, y, n=20)
-    assert len(ax.lines) == 6 and len(ax.collections) == 2
+    assert len(ax.lines) == 6 and len(ax.collections) == 2 and "false acceptance (%)" in ax.get_xlabel()
     plt.close("all")
 
 
@@ -231,6 +244,14 @@ def test_decisions_at_a_threshold(name):
         got = at_threshold(s, y)
     for key in ("precision", "recall", "f1", "balanced_accuracy"):
         assert close(got[key], want[key]), key
+
+
+def test_a_trial_on_the_threshold_is_accepted():
+    """Two trials exactly on the Bayes threshold: the bona fide one is not missed, the spoof gets through."""
+    on = bayes_threshold()
+    miss, fa = metrics.cost_weights()
+    assert metrics.act_dcf([on, 9.0, on, -9.0], [1, 1, 0, 0]) == pytest.approx(0.0 * miss + 0.5 * fa)
+    assert at_threshold([0.0, -1.0], [1, 0])["accuracy"] == 1.0
 
 
 def test_positive_class_is_named():
@@ -263,53 +284,3 @@ def test_options_reach_their_metric_and_unknown_ones_are_refused():
         confidence_interval("EER", s, y, n=5)
     with pytest.raises(ValueError, match="unknown option 'prior'; there are p_spoof"):
         confidence_interval("eer", s, y, n=5, prior=0.5)
-
-
-def test_paired_test_sees_what_two_intervals_cannot():
-    rng = np.random.default_rng(0)
-    y = np.arange(600) % 2
-    base = rng.normal(size=600) + 1.5 * y
-    better = base + 0.2 * rng.normal(size=600)
-    worse = base + 0.9 * rng.normal(size=600)
-    alone = [confidence_interval("eer", s, y, n=300) for s in (better, worse)]
-    assert alone[0].high > alone[1].low  # they overlap
-    test = paired_test("eer", better, worse, y, n=300)
-    assert test.high < 0 and test.p_value < 0.05 and test.value == pytest.approx(alone[0].value - alone[1].value)
-    assert paired_test("eer", base, base, y, n=50)[:4] == (0, 0, 0, 1)
-    assert paired_test("min_dcf", better, worse, y, groups=np.arange(600) // 10, n=100).replicates == 100
-
-
-def test_breakdown_by_attack_and_by_a_condition_with_both_classes():
-    y = np.r_[np.ones(40, int), np.zeros(80, int)]
-    rng = np.random.default_rng(0)
-    s = np.r_[rng.normal(2, 1, 40), rng.normal(-3, 1, 40), rng.normal(2, 1, 40)]
-    attack = [""] * 40 + ["easy"] * 40 + ["hard"] * 40
-    table = breakdown("eer", s, y, attack, n=50).set_index("condition")
-    assert table.index.tolist() == ["hard", "easy", "pooled", "average"]
-    assert table.loc["easy", "value"] < 0.05 < 0.35 < table.loc["hard", "value"]
-    assert table.loc["hard", ["bonafide", "spoof"]].tolist() == [40, 40]
-    assert table.loc["average", "value"] == pytest.approx((table.value["easy"] + table.value["hard"]) / 2)
-    assert table.loc["pooled", "value"] == eer(s, y)
-    codec = ["mp3", "none", "opus"] * 40
-    table = breakdown("eer", s, y, codec, n=50).set_index("condition")
-    assert (
-        table.bonafide.drop(["pooled", "average"]).sum() == 40
-        and (table.low <= table.value + 1e-9).drop("average").all()
-    )
-    lonely = breakdown("eer", s, y, np.where(np.arange(120) < 100, "a", "b"), n=20).set_index("condition")
-    assert np.isnan(lonely.loc["b", "value"]) and lonely.loc["b", "spoof"] == 20  # shown, not dropped
-    with pytest.raises(ValueError, match="3 conditions"):
-        breakdown("eer", s, y, ["a"] * 3)
-    ax = plot_breakdown(table.reset_index())
-    assert len(ax.get_yticklabels()) == 4 and "EER" in ax.get_xlabel()
-
-
-def test_numbers_are_binned_evenly_for_a_breakdown():
-    from wedefense_nb.scores.comparison import bins
-
-    seconds = np.random.default_rng(0).uniform(1, 4, 200)
-    labels, counts = np.unique(bins(seconds), return_counts=True)
-    assert len(labels) == 4 and counts.min() >= 45 and all(x.endswith(" s") for x in labels)
-    assert len(set(bins(np.ones(10)))) == 1
-    y = (np.arange(200) % 3 == 0).astype(int)
-    assert len(breakdown("eer", seconds + y, y, bins(seconds), n=20)) == 6

@@ -9,6 +9,7 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tests.conftest import GOLDEN_DIR
 from wedefense_nb.metrics import act_dcf, cllr, eer, min_cllr, min_dcf
 from wedefense_nb.scores.calibration import (
     AffineCalibration,
@@ -24,8 +25,6 @@ from wedefense_nb.scores.calibration import (
     save_calibration,
 )
 from wedefense_nb.task import bayes_threshold
-
-from tests.conftest import GOLDEN_DIR
 
 ORACLE = json.loads((GOLDEN_DIR / "calibration.json").read_text())
 LOGITS = json.loads((GOLDEN_DIR / "logits.json").read_text())

@@ -8,6 +8,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
+from tests.conftest import GOLDEN_DIR
 from wedefense_nb.metrics import act_dcf, cllr, eer, min_cllr, min_dcf
 from wedefense_nb.scores.calibration import AffineCalibration
 from wedefense_nb.scores.fusion import (
@@ -18,8 +19,6 @@ from wedefense_nb.scores.fusion import (
     same_trials,
     weight_intervals,
 )
-
-from tests.conftest import GOLDEN_DIR
 
 ORACLE = json.loads((GOLDEN_DIR / "calibration.json").read_text())
 DEV, EVAL = (pd.read_csv(GOLDEN_DIR / f"calibration/{s}.csv", dtype={"filename": str}) for s in ("dev", "eval"))

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.scores.tandem import ODYSSEY, AsvRates, a_dcf, asv_rates, min_tdcf, min_tdcf_2019, t_eer
-
 from tests.conftest import GOLDEN_DIR
+from wedefense_nb.scores.tandem import ODYSSEY, AsvRates, a_dcf, asv_rates, min_tdcf, min_tdcf_2019, t_eer
 
 ORACLE = json.loads((GOLDEN_DIR / "sasv.json").read_text())
 VECTORS = sorted(ORACLE["vectors"])
