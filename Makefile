@@ -8,7 +8,7 @@ DATA   ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs samples notebooks readme hooks clean
+.PHONY: help demo test lab docs samples notebooks book readme hooks clean
 
 help:                  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -43,11 +43,14 @@ samples: $(READY)      ## make the embedded corpus again (Debian packages: see t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[samples]'
 	$(BIN)/python tools/make_samples.py
 
-notebooks: $(READY)    ## execute all notebooks in place, export, clean (NB=nbs/00_task.ipynb for one)
+notebooks: $(READY)    ## execute all notebooks in place, export, clean (NB=nbs/0_question/01_task.ipynb for one)
 	rm -rf nbs/runs nbs/recipes/runs
-	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level=WARN $(or $(NB),nbs/*.ipynb nbs/recipes/*.ipynb)
+	TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --log-level=WARN $(or $(NB),nbs/index.ipynb nbs/*/*.ipynb)
 	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
-	$(MAKE) readme
+	$(MAKE) book readme
+
+book: $(READY)         ## tables of chapters and the site's sidebar, from tools/book.yaml
+	$(BIN)/python tools/make_book.py
 
 readme: $(READY)       ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/make_readme.py

@@ -1,8 +1,9 @@
 """RawBoost against its literal numpy version: `python benchmarks/augmentation.py [cpu|cuda]`.
 
-4 s utterances, one CPU thread; the literal version works on one utterance at a time, ours on batches of 32. Drawing is
-included everywhere: "published" draws as the published program does (all samples permuted, noise in float64), "same draws"
-takes ours, whose time stands beside it ("drawing"). The tests prove ours against this very `literal` on the same draws.
+4 s utterances, one CPU thread; the literal version works on one utterance at a time, ours on batches of 32.
+Drawing is included everywhere: "published" draws as the published program does (all samples permuted, noise in
+float64), "same draws" takes ours, whose time stands beside it ("drawing"). The tests prove ours against this
+very `literal` on the same draws.
 """
 
 import sys
@@ -53,7 +54,7 @@ def literal(x: np.ndarray, d: Draws, kinds: str) -> np.ndarray:
 
 
 def draw_as_published(rng: np.random.Generator, length: int, kinds: str) -> Draws:
-    """The same distributions in the published program's way: a permutation of all samples, normal numbers in float64."""
+    """The same distributions as the published program draws them: all samples permuted, numbers in float64."""
     o = RawBoostOptions()
     d = draw(rng, length, kinds.replace("I", ""), o)
     if "I" in kinds:

@@ -1,8 +1,8 @@
 """Codec round trips on one core, in multiples of real time: `python benchmarks/codecs.py`.
 
-32 recordings of 4 s from data_samples, one thread. The baseline is torchaudio's resampling to 8 kHz and back, the least
-that a telephone costs. Encoding, decoding, resampling and the removal of the delay are included; the delay itself is
-measured once a process and not counted. Best of three.
+32 recordings of 4 s from data_samples, one thread. The baseline is torchaudio's resampling to 8 kHz and back,
+the least that a telephone costs. Encoding, decoding, resampling and the removal of the delay are included; the
+delay itself is measured once a process and not counted. Best of three.
 """
 
 from functools import partial

@@ -1,9 +1,11 @@
-"""Reading a corpus of 1.2 million trials: `python benchmarks/corpora.py` (add `--files 20000` to also read that many headers).
+"""Reading a corpus of 1.2 million trials: `python benchmarks/corpora.py` (add `--files 20000` to also read that
+many headers).
 
 Lists like those of ASVspoof 5 are written with made-up ids and read by `prepare`; the baseline is plain
-`pandas.read_csv` of the same files, ten columns of text, in the same run. What `prepare` adds: checks of every line, of
-the labels against the attacks, of doubles, and the Manifest with its own checks. Headers of as many hard links to one
-FLAC are read in one thread, in eight, and from the cache; their baseline is a loop over `soundfile.info`.
+`pandas.read_csv` of the same files, ten columns of text, in the same run. What `prepare` adds: checks of every
+line, of the labels against the attacks, of doubles, and the Manifest with its own checks. Headers of as many
+hard links to one FLAC are read in one thread, in eight, and from the cache; their baseline is a loop over
+`soundfile.info`.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Front ends against torchaudio's Kaldi fbank, utterance by utterance: `python benchmarks/features.py [cpu|cuda]`.
 
-32 recordings of 4 s, one CPU thread. The baseline computes one recording at a time, as feature pipelines do; ours take
-the batch. The bare FFT of the same frames is the limit that no front end can pass. Best of twenty rounds; in a round
-each is called once, so that other load on the machine meets all of them.
+32 recordings of 4 s, one CPU thread. The baseline computes one recording at a time, as feature pipelines do;
+ours take the batch. The bare FFT of the same frames is the limit that no front end can pass. Best of twenty
+rounds; in a round each is called once, so that other load on the machine meets all of them.
 """
 
 import sys

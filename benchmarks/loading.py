@@ -1,11 +1,12 @@
 """Utterances a second from files and from shards, against a plain loop: `python benchmarks/loading.py [flac|wav]`.
 
-1024 recordings of 4 s, made from data_samples/, crops of 2 s, batches of 16, several epochs in one run, one thread a
-process. The baseline is the loop that anyone would write, `soundfile.read` and a random crop, without batches; beside W
-workers it runs in W processes at once, so that cores that share their parts do so on both sides. Two rates: by the clock,
-and by the processor time of all processes together, which also counts what the main process does to receive batches.
-Worker starts are included. Best of two rounds; in a round each is run once. Files are in the cache of the operating
-system: the numbers are about computation, and shards save seeks on top of it.
+1024 recordings of 4 s, made from data_samples/, crops of 2 s, batches of 16, several epochs in one run, one
+thread a process. The baseline is the loop that anyone would write, `soundfile.read` and a random crop, without
+batches; beside W workers it runs in W processes at once, so that cores that share their parts do so on both
+sides. Two rates: by the clock, and by the processor time of all processes together, which also counts what the
+main process does to receive batches. Worker starts are included. Best of two rounds; in a round each is run
+once. Files are in the cache of the operating system: the numbers are about computation, and shards save seeks
+on top of it.
 """
 
 import multiprocessing

@@ -1,14 +1,15 @@
-"""Time and peak memory of every registered detector: `python benchmarks/models.py [--models a b] [--batch 1 32] ...`
+"""Time and peak memory of every registered detector: `python benchmarks/models.py [--models a b] [--batch 1 32]`
 
-One forward pass (evaluation) and one training step (forward, loss, backward, AdamW) on recordings of 4 s, the best of
-`--repeats` after one that does not count (the first call itself, if it takes more than 10 s). Each
-measurement runs in a process of its own, so that peak memory is its own: on a CPU what the process grew by, on a GPU what
-torch allocated. The real-time factor is the forward time over the duration of the batch. What does not fit in memory says
-so in its row. SSL back ends hear stored features of a large network (1024 numbers, 25 states, 50 frames/s), so the back
-end alone is timed; `--upstream base` or `large` puts a frozen network of that size with random weights before them.
-`--compile` adds the forward pass under torch.compile, beside eager. `--seconds 60` shows that long recordings run in
-bounded memory. `--out table.csv` writes the table, row by row. `--attention` compares AASIST's pair scores with the literal
-version, which makes the (N, N, D) tensor of all pairs, at equal outputs.
+One forward pass (evaluation) and one training step (forward, loss, backward, AdamW) on recordings of 4 s, the
+best of `--repeats` after one that does not count (the first call itself, if it takes more than 10 s). Each
+measurement runs in a process of its own, so that peak memory is its own: on a CPU what the process grew by, on
+a GPU what torch allocated. The real-time factor is the forward time over the duration of the batch. What does
+not fit in memory says so in its row. SSL back ends hear stored features of a large network (1024 numbers, 25
+states, 50 frames/s), so the back end alone is timed; `--upstream base` or `large` puts a frozen network of that
+size with random weights before them. `--compile` adds the forward pass under torch.compile, beside eager.
+`--seconds 60` shows that long recordings run in bounded memory. `--out table.csv` writes the table, row by row.
+`--attention` compares AASIST's pair scores with the literal version, which makes the (N, N, D) tensor of all
+pairs, at equal outputs.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def peak_memory(device: str) -> float:
 
 
 def limit_memory() -> None:
-    """An allocation beyond what the machine has free now fails, instead of ending some process, perhaps another's."""
+    """An allocation beyond what is free now fails, instead of ending some process, perhaps another's."""
     line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable"))
     allowed = round(0.8 * 1024 * int(line.split()[1]) + 1e6 * status("VmData"))
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))

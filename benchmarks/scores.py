@@ -1,9 +1,9 @@
-"""Metrics, intervals and calibration on as many trials as ASVspoof 5's evaluation has: `python benchmarks/scores.py`.
+"""Metrics, intervals and calibration on as many trials as ASVspoof 5 has: `python benchmarks/scores.py`.
 
-680,774 Gaussian LLRs. Every time is the best of three (intervals: one run), on one process; the last column is the
-ratio to scikit-learn's `roc_auc_score` in the same run. The challenge package's own times, quoted for comparison, were
-measured elsewhere (two cores of a 2.5 GHz Xeon): compute_eer 0.18 s, compute_mindcf 0.89 s, calculate_CLLR 0.008 s,
-and about 0.2 s for each bootstrap replicate that sorts again.
+680,774 Gaussian LLRs. Every time is the best of three (intervals: one run), on one process; the last column is
+the ratio to scikit-learn's `roc_auc_score` in the same run. The challenge package's own times, quoted for
+comparison, were measured elsewhere (two cores of a 2.5 GHz Xeon): compute_eer 0.18 s, compute_mindcf 0.89 s,
+calculate_CLLR 0.008 s, and about 0.2 s for each bootstrap replicate that sorts again.
 """
 
 import resource

@@ -1,8 +1,10 @@
-"""Self-supervised encoders: ours against s3prl's on the same weights: `python benchmarks/upstreams.py [cpu|cuda] [base large]`.
+"""Self-supervised encoders: ours against s3prl's on the same weights: `python benchmarks/upstreams.py [cpu|cuda]
+[base large]`.
 
-Networks of the real sizes with random weights (needs `pip install 'wedefense_nb[ssl]'`). 4 s recordings: on a CPU one
-with one thread and four with all of them, on a GPU 1 and 32. Forward only and forward with backward; also bfloat16.
-Best of two; `agree` is the largest difference of the last state in float32, relative to its standard deviation.
+Networks of the real sizes with random weights (needs `pip install 'wedefense_nb[ssl]'`). 4 s recordings: on a
+CPU one with one thread and four with all of them, on a GPU 1 and 32. Forward only and forward with backward;
+also bfloat16. Best of two; `agree` is the largest difference of the last state in float32, relative to its
+standard deviation.
 """
 
 import sys
@@ -20,7 +22,8 @@ SIZES = {
     "base": {"quantize_targets": True},
     "large": {
         "quantize_targets": True, "extractor_mode": "layer_norm", "layer_norm_first": True, "conv_bias": True,
-        "encoder_layers": 24, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096, "encoder_attention_heads": 16,
+        "encoder_layers": 24, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096,
+        "encoder_attention_heads": 16,
         "final_dim": 768, "dropout": 0.0, "attention_dropout": 0.0,
     },
 }  # fmt: skip

@@ -9,6 +9,9 @@ from pathlib import Path
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["TQDM_DISABLE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs one process a core; notebooks and commands inherit it
+for _proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):  # pitfall 63: nothing needs a network
+    os.environ[_proxy] = "http://127.0.0.1:9"  # where nobody answers
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

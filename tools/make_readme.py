@@ -1,26 +1,44 @@
-"""README.md from nbs/index.ipynb: `make readme`. With --check, fail if README.md is out of step."""
+"""README.md and its pictures from nbs/index.ipynb: `make readme`. With --check, fail if they are out of step."""
 
+import re
 import sys
 from pathlib import Path
 
 from nbconvert import MarkdownExporter
+from traitlets.config import Config
 
 ROOT = Path(__file__).parent.parent
+PICTURES = Path("images")
+FIRST = "<!-- made from nbs/index.ipynb by `make readme`: edit the notebook -->"
+LINK = re.compile(r"\]\((?!https?:|#|mailto:|images/)([^)\s]+)\)")
 
 
-def readme() -> str:
-    """The index as Markdown, its links seen from the repository's root."""
-    text, _ = MarkdownExporter().from_filename(str(ROOT / "nbs" / "index.ipynb"))
-    text = text.replace("](../", "](")
-    for name in sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")):
-        text = text.replace(f"]({name})", f"](nbs/{name})")
-    return "<!-- made from nbs/index.ipynb by `make readme`: edit the notebook -->\n\n" + text.strip() + "\n"
+def seen_from_root(match: re.Match) -> str:
+    """A link of the notebook, which lies in nbs/, as it must be in the repository's root."""
+    target = match[1]
+    return f"]({target.removeprefix('../')})" if target.startswith("../") else f"](nbs/{target})"
+
+
+def readme() -> dict[Path, bytes]:
+    """README.md and the pictures in it, by path from the repository's root."""
+    config = Config({"NbConvertBase": {"display_data_priority": ["image/png", "text/markdown", "text/plain"]}})
+    text, found = MarkdownExporter(config=config).from_filename(str(ROOT / "nbs" / "index.ipynb"))
+    files = {}
+    for i, (name, data) in enumerate(found["outputs"].items()):
+        picture = PICTURES / f"readme_{i}.png"
+        text = text.replace(f"![png]({name})", f"![figure {i + 1}]({picture.as_posix()})")
+        files[picture] = data
+    text = re.sub(r"<!-- made by `make book` -->\n+", "", LINK.sub(seen_from_root, text))
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    return files | {Path("README.md"): f"{FIRST}\n\n{text.strip()}\n".encode()}
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    if "--check" in sys.argv:
-        sys.exit(
-            0 if path.read_text(encoding="utf-8") == readme() else "README.md is out of step: run `make readme`"
-        )
-    path.write_text(readme(), encoding="utf-8")
+    for path, data in readme().items():
+        place = ROOT / path
+        if "--check" in sys.argv:
+            if not place.is_file() or place.read_bytes() != data:
+                sys.exit(f"{path} is out of step: run `make readme`")
+        else:
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(data)

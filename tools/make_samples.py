@@ -50,8 +50,11 @@ SYNTHESIZERS = [
 ]  # fmt: skip
 
 SEEN = ["gl_mel", "lpc", "world"]  # vocoders of train, dev and eval
-EVAL = [["gl_mel", "lpc", "world", "world_vc"], ["lpc", "world", "world_coded", "world_vc"],
-        ["gl_mel", "world", "world_coded", "gl_lin"]]  # three of these are met for the first time in eval  # fmt: skip
+EVAL = [  # three of these are met for the first time in eval
+    ["gl_mel", "lpc", "world", "world_vc"],
+    ["lpc", "world", "world_coded", "world_vc"],
+    ["gl_mel", "world", "world_coded", "gl_lin"],
+]
 ENCODING = {"cs": "iso-8859-2", "it": "latin1", "fi": "latin1"}
 
 
@@ -75,7 +78,7 @@ def trim(wave: np.ndarray, margin: float = 0.03, floor_db: float = -40.0) -> np.
 
 
 def excerpt(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One to two seconds of a sentence, cut where it is quiet, at a random tape speed (another voice, no vocoder)."""
+    """One to two seconds of a sentence, cut where it is quiet, at a random tape speed: another voice."""
     wave = resample(wave, SAMPLE_RATE, round(SAMPLE_RATE * rng.uniform(0.9, 1.1) / 100) * 100)
     n = int(rng.uniform(1.0, 1.7) * SAMPLE_RATE)
     level = np.convolve(wave.astype(np.float64) ** 2, np.ones(800) / 800, "same")
@@ -187,7 +190,7 @@ def reverberate(wave: np.ndarray, source: str, rooms: list[np.ndarray]) -> np.nd
 
 
 def microphone(wave: np.ndarray, source: str) -> np.ndarray:
-    """Equalisation, band limits, noise and level; every draw depends on the source only, so its fakes share them."""
+    """Equalisation, band limits, noise and level; every draw depends on the source alone: its fakes share them."""
     rng = utt_rng(f"microphone of {source}", SEED)
     x = torch.from_numpy(wave)
     for _ in range(2):

@@ -4,9 +4,9 @@
     python tools/mutants.py metrics losses     those of some modules
     python tools/mutants.py --jobs 2
 
-The bugs are written down in `tools/mutants/<part>.yaml`: the module, the text to replace (it must occur once), what
-to put there, and the tests. A bug that no test notices survives: write the test. The clone is not touched; each worker
-has a copy of its own.
+The bugs are written down in `tools/mutants/<part>.yaml`: the module, the text to replace (it must occur once),
+what to put there, and the tests. A bug that no test notices survives: write the test. The clone is not touched;
+each worker has a copy of its own.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""What `wedefense-nb prepare` makes of every miniature corpus of the tests: `python tools/prepare_table.py`, one table.
+"""What `wedefense-nb prepare` makes of every miniature corpus of the tests: `python tools/prepare_table.py`, one
+table.
 
 Each tree is built in a temporary folder with the owners' layout, and read by the command itself.
 """
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.trees import tree  # noqa: E402
+
 from wedefense_nb.data.corpora import CORPORA  # noqa: E402
 from wedefense_nb.data.manifest import Manifest  # noqa: E402
 

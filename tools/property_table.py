@@ -1,6 +1,7 @@
 """Which promise does which detector keep? `python tools/property_table.py [--models a b]` prints a markdown table.
 
-Runs tests/models/test_promises.py (some minutes). ✓: passed; ✗: failed; a number: not supported, with the reason below the table.
+Runs tests/models/test_promises.py (some minutes). ✓: passed; ✗: failed; a number: not supported, with the
+reason below the table.
 """
 
 import argparse

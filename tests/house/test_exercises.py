@@ -1,4 +1,5 @@
-"""Every chapter runs, and of every exercise the right answer is accepted, a wrong one is not, the untouched cell asks.
+"""Every chapter runs, and of every exercise the right answer is accepted, a wrong one is not, the untouched cell
+asks.
 
 This is where `make test` executes the chapters; nbdev-test executes what has no exercises.
 """

@@ -7,12 +7,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tests.conftest import ROOT
 from wedefense_nb.data.audio import info, load
 from wedefense_nb.metrics import eer
 from wedefense_nb.task import label_ids
 from wedefense_nb.understanding.shortcuts import trivia_table
-
-from tests.conftest import ROOT
 
 CORPUS = ROOT / "data_samples"
 

@@ -32,7 +32,7 @@ def test_it_is_a_mapping_in_alphabetical_order():
     def square():
         return 4
 
-    assert r.register("circle")(square) is square  # what is below a decorator keeps its name
+    assert square() == 4 and r.register("circle")(square) is square  # what is below a decorator keeps its name
     assert list(r) == ["circle", "square"] and len(r) == 2 and "square" in r and "cube" not in r
     assert r.get("cube") is None and r["square"]() == 4 and dict(r)["circle"] is square
 

@@ -1,0 +1,24 @@
+"""The planted bugs of tools/mutants still fit the modules. (Whether tests notice them: `python tools/mutants.py`.)"""
+
+import importlib.util
+
+from tests.conftest import ROOT
+from tests.house.house import MODULES, name_of
+
+spec = importlib.util.spec_from_file_location("mutants", ROOT / "tools" / "mutants.py")
+mutants = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(mutants)
+BUGS = mutants.bugs([])
+
+
+def test_every_bug_can_be_planted_and_every_module_has_one():
+    stale = []
+    for bug in BUGS:
+        assert set(bug) == {"module", "bug", "old", "new", "tests"} and bug["old"] != bug["new"]
+        text = (ROOT / "wedefense_nb" / f"{bug['module'].replace('.', '/')}.py").read_text()
+        if text.count(bug["old"]) != 1:
+            stale.append((bug["module"], bug["bug"]))
+        for test in bug["tests"].split():
+            assert test.startswith("-") or (ROOT / test.partition("::")[0]).is_file(), test
+    assert stale == []
+    assert {name_of(path) for path in MODULES} <= {bug["module"] for bug in BUGS}
