@@ -42,7 +42,10 @@ def main() -> None:
         ],
         "bare FFT of the frames": lambda: torch.fft.rfft(frames, 512),
     }
-    ours = {"Fbank": Fbank(), **{f"LFCC {name}": LFCC.preset(name) for name in PRESETS}}
+    ours: dict[str, torch.nn.Module] = {
+        "Fbank": Fbank(),
+        **{f"LFCC {name}": LFCC.preset(name) for name in PRESETS},
+    }
     calls |= {name: partial(front.to(device), wave, lengths) for name, front in ours.items()}
     table = pd.DataFrame({"ms an utterance": pd.Series(best(calls, device)) / 32})
     table["times faster"] = table.iloc[0, 0] / table["ms an utterance"]

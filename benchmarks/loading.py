@@ -77,7 +77,7 @@ def plain_loops(manifest: Manifest, epochs: int, workers: int) -> int:
 def planned(manifest: Manifest, epochs: int, workers: int) -> int:
     """Shuffled epochs of random crops, joined to one long one."""
     plan = [batch for epoch in range(epochs) for batch in epoch_batches(manifest, BATCH, epoch)]
-    return sum(len(b.utts) for b in loader(AudioDataset(manifest, CROP), plan, workers))
+    return sum(len(b.utts) for b in loader(AudioDataset(manifest, Crop(CROP)), plan, workers))
 
 
 def streamed(manifest: Manifest, epochs: int, workers: int) -> int:

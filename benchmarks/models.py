@@ -58,8 +58,9 @@ def make(name: str, upstream: str | None) -> torch.nn.Module:
     """The detector; a back end reads stored features, or a network of the size `upstream` with random weights."""
     from wedefense_nb.models.zoo import ENCODER_SIZES, needs_upstream, specimen
 
-    network = {"upstream": asdict(ENCODER_SIZES[upstream])} if upstream and needs_upstream(name) else {}
-    return specimen(name, **network)
+    if upstream and needs_upstream(name):
+        return specimen(name, upstream=asdict(ENCODER_SIZES[upstream]))
+    return specimen(name)
 
 
 def measure(args, name: str, batch: int, what: str) -> dict:
@@ -114,11 +115,11 @@ def ratio(a, b) -> float | None:
 
 def models(args) -> pd.DataFrame:
     """The table of detectors."""
-    from wedefense_nb.models.detector import names
+    from wedefense_nb.models.detector import DETECTORS
 
     kinds = ["forward"] + ["train"] * (not args.forward_only) + ["compile"] * args.compile
     rows = []
-    for name in args.models or names():
+    for name in args.models or DETECTORS:
         size = sum(p.numel() for p in make(name, args.upstream).parameters())
         for batch in args.batch:
             row = {"model": name, "parameters": size, "batch": batch}
@@ -148,7 +149,7 @@ def attention(args) -> pd.DataFrame:
     for batch, n in ((1, 29), (32, 29), (1, 438), (8, 438)):
         h = torch.randn(batch, n, 64, device=args.device, requires_grad=True)
         torch.testing.assert_close(pair_scores(h, project, v), literal(h, project, v), atol=1e-4, rtol=1e-4)
-        row = {"recordings": batch, "nodes": n, "seconds of sound": round(n * 2187 / 16000)}
+        row: dict[str, float] = {"recordings": batch, "nodes": n, "seconds of sound": round(n * 2187 / 16000)}
         for what in ("forward", "train"):
             times = []
             for function in (literal, pair_scores):

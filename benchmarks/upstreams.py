@@ -18,7 +18,7 @@ from timing import best
 
 from wedefense_nb.features.upstreams import Upstream
 
-SIZES = {
+SIZES: dict[str, dict] = {
     "base": {"quantize_targets": True},
     "large": {
         "quantize_targets": True, "extractor_mode": "layer_norm", "layer_norm_first": True, "conv_bias": True,
@@ -60,8 +60,9 @@ def calls(upstream: Upstream, wave, lengths) -> dict:
 
 def compare(path: Path, device: str, batches) -> list[dict]:
     """Rows of the table for one file."""
-    rows, known = [], {}
-    kinds = {"s3prl": {"backend": "s3prl"}, "fast": {}, "fast bf16": {"bf16": True}}
+    rows = []
+    known = {}
+    kinds: dict[str, dict] = {"s3prl": {"backend": "s3prl"}, "fast": {}, "fast bf16": {"bf16": True}}
     for kind, options in kinds.items():
         upstream = Upstream(path, frozen=False, **options).to(device)
         torch.manual_seed(1)

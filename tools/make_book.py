@@ -30,12 +30,10 @@ def number(path: Path) -> str:
 
 def facts(path: Path) -> dict:
     """What the first two cells of a chapter say of it: title, subtitle, minutes."""
-    title, opening = (cell.source for cell in nbformat.read(path, as_version=4).cells[:2])
-    return {
-        "title": re.match(r"# (.+)", title)[1],
-        "about": re.search(r"^> (.+)", title, re.M)[1],
-        "minutes": int(re.search(r"^Time: (\d+) min", opening, re.M)[1]),
-    }
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells[:2])
+    patterns = {"title": r"^# (.+)", "about": r"^> (.+)", "minutes": r"^Time: (\d+) min"}
+    found = {name: re.findall(pattern, text, re.M)[0] for name, pattern in patterns.items()}
+    return found | {"minutes": int(found["minutes"])}
 
 
 def link(path: Path, seen_from: Path) -> str:

@@ -33,7 +33,7 @@ def read(report: Path) -> dict[tuple[str, str], bool]:
     """(test, model) to whether it passed, from a report of pytest."""
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
-        if m := re.fullmatch(r"(\w+)\[(.+)\]", case.get("name")):
+        if m := re.fullmatch(r"(\w+)\[(.+)\]", case.get("name", "")):
             found[m[1], m[2]] = not {"failure", "error", "skipped"} & {x.tag for x in case}
     return found
 

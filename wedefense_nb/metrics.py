@@ -12,7 +12,7 @@ __all__ = ['METRICS', 'COSTS', 'REPORTED', 'TICKS', 'Counts', 'count', 'operatin
 import warnings
 from collections.abc import Iterator
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import pandas as pd
@@ -358,9 +358,8 @@ class Resampler:
 def draw_weights(n_trials: int, groups, n: int, seed: int) -> Iterator[np.ndarray]:
     """Yield `n` times how often each trial was drawn (N,): singly, or by whole groups."""
     rng = np.random.default_rng(seed)
-    if groups is None:
-        group_of = np.arange(n_trials)
-    else:
+    group_of: np.ndarray = np.arange(n_trials)
+    if groups is not None:
         group_of = np.unique(np.asarray(groups), return_inverse=True)[1]
     total = int(group_of.max()) + 1
     for _ in range(n):
@@ -409,17 +408,13 @@ def metric_options(names: list[str], options: dict) -> dict[str, dict]:
     return {"min_dcf": costs, "act_dcf": costs, "eer": {k: v for k, v in options.items() if k == "method"}}
 
 # %% ../nbs/0_question/02_metrics.ipynb #7a6c9fff
+@overload
+def confidence_interval(metric: str, scores, labels, *more, **options) -> Interval: ...
+@overload
+def confidence_interval(metric: list[str], scores, labels, *more, **options) -> dict[str, Interval]: ...
 def confidence_interval(
-    metric,
-    scores,
-    labels,
-    groups=None,
-    n: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-    progress=False,
-    **options,
-) -> "Interval | dict[str, Interval]":
+    metric, scores, labels, groups=None, n=1000, level=0.95, seed=0, progress=False, **options
+) -> Interval | dict[str, Interval]:
     """Percentile-bootstrap `Interval` of one metric, or a dict of several from the same replicates.
 
     Parameters
@@ -515,7 +510,8 @@ def plot_det(systems: dict, labels, n: int = 0, seed: int = 0, ax=None):
 
     ax = ax or plt.subplots(figsize=(4.5, 4.2))[1]
     for name, value in systems.items():
-        _draw_det(ax, name, *(value if isinstance(value, tuple) else (value, labels)), n, seed)
+        scores, known = value if isinstance(value, tuple) else (value, labels)
+        _draw_det(ax, name, scores, known, n, seed)
     trials = max(len(v[0] if isinstance(v, tuple) else v) for v in systems.values())
     low = 0.005 if trials < 5000 else 0.0005
     shown = TICKS[TICKS > low]

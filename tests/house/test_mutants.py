@@ -1,4 +1,4 @@
-"""The planted bugs of tools/mutants still fit the modules. (Whether tests notice them: `python tools/mutants.py`.)"""
+"""The planted bugs of tools/mutants still fit the modules. (Do tests notice them? `python tools/mutants.py`.)"""
 
 import importlib.util
 
