@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from wedefense_nb.training import loop as training
+from tests.conftest import power_cut
 from wedefense_nb.augmentation.policies import POLICIES, make_policy, noise_sources
 from wedefense_nb.augmentation.transforms import Transform, changing_loader
 from wedefense_nb.data.batches import AudioDataset, epoch_batches, loader
@@ -13,11 +13,10 @@ from wedefense_nb.data.crops import Crop
 from wedefense_nb.features.stored import extract
 from wedefense_nb.features.upstreams import Upstream, tiny_checkpoint
 from wedefense_nb.models.detector import build
+from wedefense_nb.training import loop as training
 from wedefense_nb.training.loop import FitConfig, fit
 from wedefense_nb.training.objectives import Detection
 from wedefense_nb.training.scoring import score
-
-from tests.conftest import power_cut
 
 CONFIG = FitConfig(
     epochs=2, batch_size=4, crop=0.4, lr=2e-3, average=1, seed=3, augment="rawboost+musan_rir+specaugment"

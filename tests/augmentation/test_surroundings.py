@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import ROOT
 from wedefense_nb.augmentation.surroundings import (
     SNRS,
     AddNoise,
@@ -26,8 +27,6 @@ from wedefense_nb.data.audio import load, save
 from wedefense_nb.data.batches import collate
 from wedefense_nb.data.crops import Item
 from wedefense_nb.data.manifest import Manifest
-
-from tests.conftest import ROOT
 
 TABLE = ROOT / "data_samples" / "noise_rir.csv"
 SOURCES = read_sources(TABLE)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tests.conftest import ROOT
 from wedefense_nb.augmentation.codecs import Codec
 from wedefense_nb.augmentation.rawboost import ALGORITHMS, RawBoost
 from wedefense_nb.augmentation.spectrum import LowPass, Resample
@@ -18,8 +19,6 @@ from wedefense_nb.augmentation.warping import Pitch, Speed, Tempo, Trim
 from wedefense_nb.data.batches import Batch, collate
 from wedefense_nb.data.crops import Item
 from wedefense_nb.data.manifest import Manifest, utt_rng
-
-from tests.conftest import ROOT
 
 SAMPLES = ROOT / "data_samples"
 VOICES = speech_sources(Manifest.read(SAMPLES).subset(split="train"))

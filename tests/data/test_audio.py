@@ -1,3 +1,6 @@
+import base64
+import re
+
 import av
 import numpy as np
 import pytest
@@ -6,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wedefense_nb.data import audio
-from wedefense_nb.data.audio import SAMPLE_RATE, AudioError, Recording, info, load, play, resample, save
+from wedefense_nb.data.audio import (
+    SAMPLE_RATE,
+    AudioError,
+    Recording,
+    info,
+    load,
+    play,
+    plot_spectrogram,
+    resample,
+    save,
+)
 
 
 def tone(rate: int, seconds: float = 0.6, hertz: float = 440.0, channels: int = 1) -> np.ndarray:
@@ -153,6 +166,8 @@ def test_a_stretch_is_that_of_the_whole(tmp_path, suffix, rate, channels):
     start, stop = around(len(whole))
     assert np.array_equal(part, whole[start:stop])
     recording = Recording(path)
+    assert recording.frames == len(whole) and np.array_equal(recording.read(start), whole[start:])
+    recording = Recording(path)
     recording.read(*around(recording.frames))
     assert (recording._whole is None) == (rate == 16000 and suffix in ("wav", "flac"))  # nothing else was decoded
 
@@ -182,9 +197,17 @@ def test_a_silent_stretch_is_a_pause_but_a_silent_recording_is_not(tmp_path):
         stretch(tmp_path / "silent.wav", lambda n: (0, 8000))
 
 
-def test_float_files_beyond_one_are_clipped(tmp_path):
-    sf.write(tmp_path / "x.wav", np.array([0.0, 1.5, -2.0, 0.5]), 16000, subtype="FLOAT")
-    assert load(tmp_path / "x.wav")[0].tolist() == [0.0, 1.0, -1.0, 0.5]
+@pytest.mark.parametrize("wave", [[0.0, 1.5, -2.0, 0.5], [0.0, 1.5, -0.5], [0.0, 0.5, -2.0]])
+def test_float_files_beyond_one_are_clipped(tmp_path, wave):
+    sf.write(tmp_path / "x.wav", np.array(wave), 16000, subtype="FLOAT")
+    assert load(tmp_path / "x.wav")[0].tolist() == [min(max(x, -1.0), 1.0) for x in wave]
+
+
+def test_one_step_of_16_bits_is_heard(tmp_path):
+    wave = np.zeros(4000, np.int16)
+    wave[100] = 1
+    sf.write(tmp_path / "x.wav", wave, 16000)
+    assert load(tmp_path / "x.wav")[0][100] == 1 / 32768
 
 
 def test_save_refuses_what_it_would_damage(tmp_path):
@@ -196,10 +219,15 @@ def test_save_refuses_what_it_would_damage(tmp_path):
 
 @given(st.integers(1, 4000), st.integers(0, 5))
 def test_save_and_load_agree_to_half_a_step(tmp_path_factory, n, seed):
-    wave = np.random.default_rng(seed).uniform(-1, 1, n).astype(np.float32)
+    wave = np.random.default_rng(seed).uniform(-1, 0.9999, n).astype(np.float32)
     path = save(tmp_path_factory.mktemp("a") / "x.flac", wave)
     back = load(path, allow_silence=True)[0]
-    assert len(back) == n and np.abs(back - wave).max() <= 1 / 32768
+    assert len(back) == n and np.abs(back - wave).max() <= 0.5 / 32768
+
+
+def test_the_extremes_can_be_saved(tmp_path):
+    back = load(save(tmp_path / "x.wav", np.array([-1.0, 0.0, 1.0])))[0]
+    assert back.tolist() == [-1.0, 0.0, 32767 / 32768]
 
 
 def test_resample_leaves_no_ghost_above_the_limit():
@@ -208,6 +236,29 @@ def test_resample_leaves_no_ghost_above_the_limit():
     assert np.array_equal(resample(high, 16000), high)
 
 
+@pytest.mark.parametrize("rate", [44101, 8001, 15999])  # hardly anything in common with 16 kHz
+def test_odd_rates_keep_pitch_and_duration(rate):
+    wave = resample(tone(rate)[:, 0], rate)
+    assert len(wave) == pytest.approx(0.6 * SAMPLE_RATE, abs=2) and abs(pitch(wave) - 440) < 4
+
+
 def test_player_embeds_a_small_sound():
     html = play(0.1 * tone(16000)[:, 0], "a tone").data
     assert "audio/mpeg;base64" in html and "a tone" in html and len(html) < 40_000
+
+
+def test_player_scales_down_what_would_be_cut_off():
+    wave = tone(16000)[:, 0]
+    sounds = []
+    for factor in (1, 5):  # the second goes to 2.1
+        data = base64.b64decode(re.search('base64,([^"]+)', play(factor * wave).data)[1])
+        sounds.append(load("player.mp3", data=data)[0])
+    assert np.corrcoef(*sounds)[0, 1] > 0.999
+
+
+def test_spectrogram_shows_a_tone_at_its_frequency():
+    image = plot_spectrogram(tone(8000, hertz=1000.0)[:, 0], sample_rate=8000).images[0]
+    start, end, lowest, highest = image.get_extent()
+    assert (start, lowest, highest) == (0, 0, 4000) and end == pytest.approx(0.6)
+    loudest = image.get_array().mean(axis=1).argmax()
+    assert loudest / (len(image.get_array()) - 1) * highest == pytest.approx(1000, abs=41)

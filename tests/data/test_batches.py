@@ -1,24 +1,33 @@
+"""Padded tensors, and the order in which recordings meet."""
+
+import pickle
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wedefense_nb.data.audio import SAMPLE_RATE, AudioError
+from wedefense_nb.data.audio import AudioError
 from wedefense_nb.data.batches import (
     AudioDataset,
+    at_once,
     bucketed,
+    check_batch,
     class_balanced,
+    class_numbers,
     collate,
     epoch_batches,
     eval_batches,
+    frame_mask,
     loader,
     share,
     token_batches,
 )
-from wedefense_nb.data.crops import Crop, Item, crop_label, crop_segments, tile_segments
+from wedefense_nb.data.crops import Crop, Item
 from wedefense_nb.data.manifest import Manifest
-from wedefense_nb.task import SPOOF
+from wedefense_nb.task import BONAFIDE, SPOOF, UNLABELLED
 
 
 def test_collate_pads_and_remembers_lengths():
@@ -31,92 +40,56 @@ def test_collate_pads_and_remembers_lengths():
         collate([Item("x", np.zeros(0, np.float32), 1)])
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=4),
-    st.integers(0, 80),
-    st.integers(1, 40),
-)
-def test_crop_label_equals_brute_force_per_sample(spans, start, length):  # pitfalls 22 and 61
-    """Work in hundredths of a second, sample by sample."""
-    fakes = np.array([[a / 100, (a + n) / 100] for a, n in spans]).reshape(-1, 2)
-    fake = np.zeros(200, bool)
-    for a, n in spans:
-        fake[a : a + n] = True
-    want = 0 if not spans or fake[start : start + length].any() else 1
-    assert crop_label(fakes, start / 100, (start + length) / 100, 0) == want
-    left = np.zeros(length, bool)
-    for a, b in crop_segments(fakes, start / 100, (start + length) / 100):
-        left[round(a * 100) : round(b * 100)] = True
-    assert np.array_equal(left, fake[start : start + length])
+def test_masks_and_what_lies_beyond():
+    assert frame_mask(torch.tensor([0, 2, 3]), 3).int().tolist() == [[0, 0, 0], [1, 1, 0], [1, 1, 1]]
+    wave = torch.arange(1.0, 7.0).reshape(2, 3)
+    assert check_batch(wave, torch.tensor([3, 1])).tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert check_batch(wave, torch.tensor([3, 3])) is wave
+    for lengths in ([0, 3], [4, 3]):
+        with pytest.raises(ValueError, match="lengths must be 1 to 3 samples here, got"):
+            check_batch(wave, torch.tensor(lengths))
+    with pytest.raises(ValueError, match="must be 2 to 3"):
+        check_batch(wave, torch.tensor([3, 1]), shortest=2)
+    for bad in (torch.ones(3), torch.ones(2, 3, 1)):
+        with pytest.raises(ValueError, match="need wave"):
+            check_batch(bad, torch.tensor([3, 1]))
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3,\)"):
+        check_batch(wave, torch.tensor([3, 1, 2]))
+    assert at_once(wave) == 2
 
 
-def test_crops_are_functions_of_seed_epoch_and_utterance(samples):
-    def crops(seed, epochs=(0, 1)):
-        data = AudioDataset(samples, Crop(0.5, seed=seed))
-        return [data[e, i].wave.tobytes() for e in epochs for i in range(6)]
-
-    assert crops(0) == crops(0) and len(set(crops(0))) == 12 and not set(crops(0)) & set(crops(1))
-
-
-def test_crop_keeps_short_recordings_whole_and_refuses_nonsense(samples):
-    assert len(AudioDataset(samples, Crop(60.0))[0, 0].wave) == len(AudioDataset(samples)[0, 0].wave)
-    for bad in (0, -1.0):
-        with pytest.raises(ValueError, match="positive"):
-            AudioDataset(samples, Crop(bad))
-    for bad in ("tile+zero", "random+start", "middle", ""):
-        with pytest.raises(ValueError, match="policy is one of"):
-            AudioDataset(samples, Crop(1.0, bad))
-    with pytest.raises(ValueError, match="'segments' or 'keep'"):
-        AudioDataset(samples, Crop(1.0, label="guess"))
+def test_a_batch_travels_between_processes_as_it_is():
+    items = [Item("a", np.ones(3, np.float32), 1), Item("b", np.ones(5, np.float32), -1, np.array([[0.0, 0.1]]))]
+    batch = collate(items)
+    back = pickle.loads(pickle.dumps(batch))
+    for name in ("wave", "lengths", "labels"):
+        assert torch.equal(getattr(back, name), getattr(batch, name))
+        assert getattr(back, name).dtype == getattr(batch, name).dtype
+    assert back.utts == batch.utts and [f.tolist() for f in back.fakes] == [[], [[0.0, 0.1]]]
 
 
-SPANS = st.lists(st.integers(0, 300), min_size=2, max_size=8, unique=True)
+def test_the_dataset_crops_by_seed_and_epoch(samples):
+    few = samples.subset(utt=samples.utterances.utt[:6].tolist())
+    whole = AudioDataset(few)
+    crop = Crop(0.5, seed=1)
+    data = AudioDataset(few, crop)
+    for epoch, i in ((0, 0), (1, 0), (1, 5)):
+        assert np.array_equal(data[epoch, i].wave, crop(whole[0, i], epoch).wave)
 
 
-@given(
-    SPANS,
-    st.integers(1, 1200),
-    st.sampled_from(["random", "start", "tile", "zero", "start+tile", "start+zero"]),
-)
-def test_crop_equals_brute_force_per_sample(marks, n, policy):  # pitfalls 22 and 61
-    """The wave carries 1 where it is fake: after any crop the segments must say the same of every sample."""
-    marks = sorted(marks)
-    spans = np.array(marks[: len(marks) // 2 * 2]).reshape(-1, 2)
-    fake = np.zeros(301, np.float32)
-    for a, b in spans:
-        fake[a:b] = 1
-    item = Item("u", fake + 2, 0, spans / SAMPLE_RATE)
-    for epoch in range(3):
-        got = Crop(n / SAMPLE_RATE, policy)(item, epoch)
-        filled = "tile" in policy or "zero" in policy
-        assert len(got.wave) == (n if filled or n < 301 else 301)
-        said = np.zeros(len(got.wave))
-        for a, b in got.fakes * SAMPLE_RATE:
-            said[round(a) : round(b)] = 1
-        assert np.array_equal(said, got.wave == 3)
-        assert got.label == (0 if (got.wave == 3).any() else 1)
-        sound = got.wave[got.wave > 0]  # what was added to it is zero
-        if "tile" in policy and n > 301:
-            assert np.array_equal(got.wave, np.tile(item.wave, 5)[:n])
-        elif n >= 301:
-            assert np.array_equal(sound, item.wave)
-        elif "start" in policy:
-            assert np.array_equal(sound, item.wave[:n])
-
-
-def test_tiled_segments_of_the_published_mistake():  # pitfall 22: A, B, A, A instead of A, B, A, B
-    assert tile_segments(np.array([[1.0, 2.0]]), 2.0, 4.0).tolist() == [[1, 2], [3, 4]]
-
-
-def test_label_of_a_crop_without_fake_follows_the_policy():  # pitfall 61
-    item = Item("u", np.ones(16000, np.float32), 0, np.array([[0.9, 1.0]]))
-    labels = [Crop(0.5, "start", label)(item).label for label in ("segments", "keep")]
-    assert labels == [1, 0] and Crop(0.5, "start")(item._replace(fakes=np.zeros((0, 2)))).label == 0
+def test_who_has_no_label_is_of_no_class(samples):
+    u = samples.utterances.head(3).assign(
+        label=["bonafide", "", "spoof"], split=["train", "eval", "train"], attack=""
+    )
+    m = Manifest(u, root=samples.root)
+    assert class_numbers(m).tolist() == [BONAFIDE, UNLABELLED, SPOOF]
+    assert [AudioDataset(m)[0, i].label for i in range(3)] == [BONAFIDE, UNLABELLED, SPOOF]
+    assert set(class_balanced(class_numbers(m), np.random.default_rng(0))) == {0, 2}
 
 
 @given(st.lists(st.floats(0.1, 20), min_size=1, max_size=60), st.floats(20, 90), st.integers(0, 3))
 def test_token_batches_bound_the_padded_seconds(durations, budget, epoch):
-    m = Manifest_of(len(durations), spoof=0)
+    m = manifest_of(len(durations), spoof=0)
     m.utterances["duration"] = durations
     plan = token_batches(m, budget, epoch)
     assert sorted(i for b in plan for _, i in b) == list(range(len(m))) and plan == token_batches(m, budget, epoch)
@@ -125,7 +98,7 @@ def test_token_batches_bound_the_padded_seconds(durations, budget, epoch):
 
 
 def test_token_batches_waste_little_and_name_what_does_not_fit():
-    m = Manifest_of(500)
+    m = manifest_of(500)
     m.utterances["duration"] = np.random.default_rng(0).uniform(1, 20, 500)
     plans = [token_batches(m, 60.0, epoch) for epoch in (0, 1)]
     seconds = m.utterances.duration.to_numpy()
@@ -139,25 +112,6 @@ def test_token_batches_waste_little_and_name_what_does_not_fit():
     m.utterances.loc[3, "duration"] = 2.0
     balanced = [i for b in token_batches(m, 60.0, balance=True) for _, i in b]
     assert len(balanced) == 500 and sum(i < 2 for i in balanced) == 250  # two are spoof
-
-
-@pytest.mark.parametrize("policy", ["random", "start", "tile", "start+tile", "zero"])
-@pytest.mark.parametrize("seconds", [0.5, 1.0, 3.3])
-def test_frames_are_cropped_like_samples(policy, seconds):
-    """Features of 50 frames a second: time on the first axis, two values in a frame."""
-    fakes = np.array([[0.2, 0.4], [0.9, 1.6]])
-    wave = np.arange(1.0, 101.0, dtype=np.float32)
-    item = Item("u", None, SPOOF, fakes)
-    for epoch in range(3):
-        one = Crop(seconds, policy, rate=50)(item._replace(wave=wave), epoch)
-        two = Crop(seconds, policy, rate=50)(item._replace(wave=np.stack([wave, -wave], 1)), epoch)
-        assert np.array_equal(two.wave, np.stack([one.wave, -one.wave], 1)) and two.wave.dtype == np.float32
-        assert np.array_equal(one.fakes, two.fakes) and one.label == two.label
-        said = np.zeros(len(one.wave), bool)
-        for a, b in one.fakes * 50:
-            said[round(a) : round(b)] = True
-        frames = one.wave - 1
-        assert np.array_equal(said, ((frames >= 10) & (frames < 20)) | ((frames >= 45) & (frames < 80)))
 
 
 def test_a_recording_may_be_a_stretch_of_a_file(samples, tmp_path):
@@ -192,6 +146,7 @@ def test_workers_change_nothing_and_draw_differently(samples):  # pitfall 51
     runs = [[b for plan in plans for b in loader(data, plan, workers=w)] for w in (0, 2)]
     for a, b in zip(*runs, strict=True):
         assert a.utts == b.utts and torch.equal(a.wave, b.wave)
+        assert torch.equal(a.lengths, b.lengths) and torch.equal(a.labels, b.labels)
     assert len({x.numpy().tobytes() for b in runs[0] for x in b.wave}) == 24
 
 
@@ -204,13 +159,14 @@ def test_every_recording_once_an_epoch(samples, bucket):
 
 
 def test_shuffling_reaches_all_orders():  # pitfall 52: a published shuffle reaches 16 of 720
-    u = Manifest_of(4)
+    u = manifest_of(4)
     seen = {tuple(i for b in epoch_batches(u, 1, epoch) for _, i in b) for epoch in range(400)}
     assert len(seen) == 24
+    assert {tuple(i for b in epoch_batches(u, 1, seed=seed) for _, i in b) for seed in range(400)} == seen
 
 
-def Manifest_of(n, spoof=2):
-    import pandas as pd
+def manifest_of(n, spoof=2):
+    """A table without files; recordings last from 1 to 20 s."""
 
     label = ["spoof"] * spoof + ["bonafide"] * (n - spoof)
     return Manifest(
@@ -276,6 +232,17 @@ def test_eval_batches_take_each_once_longest_first(samples):
     order = [i for b in plan for _, i in b]
     assert sorted(order) == list(range(len(samples)))
     assert (np.diff(samples.utterances.duration.to_numpy()[order]) <= 0).all()
+
+
+def test_eval_batches_are_bounded_twice():
+    m = manifest_of(20, spoof=0)  # 1 to 20 s
+    seconds = m.utterances.duration.to_numpy()
+    plan = eval_batches(m, 6, batch_seconds=18.0)
+    assert [len(b) for b in plan[:5]] == [1, 1, 1, 1, 1] and max(map(len, plan)) <= 6
+    assert all(len(b) * max(seconds[i] for _, i in b) <= 18.0 for b in plan if len(b) > 1)
+    assert sorted(i for b in plan for _, i in b) == list(range(20)) and len(plan) < 16
+    m.utterances["duration"] = np.nan  # nobody knows: then only the number counts
+    assert [len(b) for b in eval_batches(m, 6, batch_seconds=18.0)] == [6, 6, 6, 2]
 
 
 def test_loader_failures_end_with_the_file_name(samples, tmp_path):  # pitfall 53

@@ -10,6 +10,7 @@ import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.trees import tree
 from wedefense_nb.data.audio import load, save
 from wedefense_nb.data.contamination import (
     bit_error,
@@ -23,8 +24,6 @@ from wedefense_nb.data.contamination import (
 )
 from wedefense_nb.data.corpora import survey
 from wedefense_nb.data.manifest import Manifest
-
-from tests.data.trees import tree
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +70,22 @@ def opus(wave):
         return np.concatenate([x.to_ndarray()[0] for f in got.decode(audio=0) for x in down.resample(f)])
 
 
+def noisy(wave):
+    noise = np.random.default_rng(0).normal(size=len(wave)).astype(np.float32)
+    return wave + 0.056 * wave.std() * noise
+
+
 CHANGES = {
-    "softer": lambda w: 0.05 * w, "inverted": lambda w: -w, "cut 0.3 s": lambda w: w[4800:], "MP3": mp3, "Opus": opus,
-    "noise 25 dB": lambda w: w + 0.056 * w.std() * np.random.default_rng(0).normal(size=len(w)).astype(np.float32),
+    "softer": lambda w: 0.05 * w,
+    "inverted": lambda w: -w,
+    "cut 0.3 s": lambda w: w[4800:],
+    "MP3": mp3,
+    "Opus": opus,
+    "noise 25 dB": noisy,
     "telephone": lambda w: np.diff(w, prepend=0.0).astype(np.float32),  # a tilt of 6 dB per octave
-    "DC": lambda w: w + 0.01, "padded": lambda w: np.r_[np.zeros(1000, np.float32), w],
-}  # fmt: skip
+    "DC": lambda w: w + 0.01,
+    "padded": lambda w: np.concatenate([np.zeros(1000, np.float32), w]),
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -133,6 +142,9 @@ def test_content_is_the_sound_not_the_file(tmp_path, waves):
     save(tmp_path / "b.flac", waves[0])
     one, two = (content_hash(load(tmp_path / n)[0]) for n in ("a.wav", "b.flac"))
     assert one == two != content_hash(waves[0][1:]) and content_hash(waves[0]) == one
+    other = waves[0].copy()
+    other[500] += 1 / 32768  # the least difference of 16 bits
+    assert content_hash(other) != one
 
 
 @pytest.mark.parametrize(
@@ -157,6 +169,23 @@ def test_content_is_the_sound_not_the_file(tmp_path, waves):
 def test_sources_are_known_by_their_names(utt, recording, voice):
     u = pd.DataFrame({"utt": [utt], "path": ["x.wav"], "speaker": ["me"]})
     assert origins(u).iloc[0].tolist() == [recording, voice]
+
+
+def test_what_a_corpus_says_of_its_sources_is_believed_first():
+    """Codec seeds and pairs stand for the source; where none is given, a recording of such a corpus is its own."""
+    u = pd.DataFrame(
+        {
+            "utt": ["a", "b", "c", "p225_001"],
+            "path": "p300_001.wav",
+            "speaker": ["s", "s", "s", ""],
+            "source": ["x", "", "-", ""],
+            "codec_seed": ["y", "y", "-", ""],
+        }
+    )
+    assert origins(u).recording.tolist() == ["x", "y", "c", "VCTK:p225_001"]
+    assert origins(u).voice.tolist() == ["s", "s", "s", "VCTK:p225"]
+    plain = origins(u[["utt", "path", "speaker"]].head(1))
+    assert plain.recording.tolist() == ["VCTK:p300_001"] and plain.voice.tolist() == ["VCTK:p300"]
 
 
 def test_corpora_that_share_a_source(tmp_path):
@@ -204,4 +233,4 @@ def test_the_table_counts_what_was_planted(train, test, tmp_path):
     )
     assert table.test["speaker"] == 0  # no name gives it away
     ax = plot_contamination(table.reset_index())
-    assert len(ax.patches) == 6
+    assert [bar.get_width() for bar in ax.patches] == (100 * table.share[::-1]).tolist()  # the first on top

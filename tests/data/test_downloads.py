@@ -7,18 +7,17 @@ import zipfile
 
 import pytest
 
+from tests.conftest import Handler, serving
 from wedefense_nb.data import downloads
 from wedefense_nb.data.corpora import CORPORA, CorpusError
 from wedefense_nb.data.downloads import ARCHIVES, Archive, download, fetch
-
-from tests.conftest import Handler, serving
 
 DATA = hashlib.shake_128(b"archive").digest(100_000)
 
 
 @pytest.fixture
 def server():
-    """A server of `files`; `limit` bytes an answer, `ranges` honoured or not; `asked` are the paths and positions."""
+    """A server of `files`: `limit` bytes an answer, `ranges` honoured or not; `asked` are paths and positions."""
 
     class Answers(Handler):
         files = {"a.bin": DATA}

@@ -2,13 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
+from tests.conftest import power_cut
 from wedefense_nb.data import forge as module
 from wedefense_nb.data.audio import load, save
 from wedefense_nb.data.forge import VOCODERS, choose_spans, find_boundaries, forge, plan, splice, vocode
 from wedefense_nb.data.manifest import Manifest, from_folder, utt_rng
-
-from tests.conftest import power_cut
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,18 @@ def test_splice_changes_samples_inside_the_spans_only(wave, fade):
     assert np.array_equal(out[~inside], wave[~inside]) and (out[inside] != wave[inside]).mean() > 0.99
 
 
+def test_both_sides_of_a_fade_lead_to_the_donor_and_back():
+    """The recording is 1 and the donor -1, so a sample says how much of it is the donor's."""
+    out = splice(np.ones(20), -np.ones(20), [(4, 14)], fade=4)
+    donor = (1 - out) / 2
+    rising = [0.125, 0.375, 0.625, 0.875]
+    assert donor.tolist() == [0] * 4 + rising + [1, 1] + rising[::-1] + [0] * 6
+    short = splice(np.ones(9), -np.ones(9), [(2, 7)], fade=100)  # the fades meet in the middle
+    assert ((1 - short) / 2).tolist() == [0, 0, 0.25, 0.75, 1, 0.75, 0.25, 0, 0]
+    hard = splice(np.ones(6), -np.ones(6), [(1, 3), (4, 5)])
+    assert hard.tolist() == [1, -1, -1, 1, -1, 1]
+
+
 def test_splice_matches_loudness(wave):
     out = splice(wave, 100 * np.random.default_rng(0).normal(size=len(wave)).astype(np.float32), [(4000, 9000)])
     assert np.isclose(out[4000:9000].std(), wave[4000:9000].std(), rtol=0.05)
@@ -105,6 +117,25 @@ def test_plan_is_a_function_of_the_seed(source):
     assert (a.groupby("source").attack.apply(lambda x: set(x) - {""}) == {"lpc", "world"}).all()
 
 
+def test_plan_keeps_its_shares_and_donors_are_of_the_same_speaker_and_split(samples):
+    bona = samples.subset(label="bonafide", kind="full")
+    jobs = plan(bona, ["lpc", "world"], partial=0.25, spliced=0.4, seed=0)
+    u = bona.utterances.set_index("utt")
+    spliced = jobs[jobs.kind == "spliced"]
+    for job in spliced.itertuples():
+        assert job.donor != job.source
+        for column in ("speaker", "split"):
+            assert u[column][job.donor] == u[column][job.source] == getattr(job, column)
+    assert len(spliced) / len(u) == pytest.approx(0.4, abs=0.1)
+    fakes = jobs[jobs.attack != ""]
+    assert len(fakes) == 2 * len(u) and (fakes.kind == "partial").mean() == pytest.approx(0.25, abs=0.08)
+    assert jobs.utt.is_unique and (jobs[jobs.kind != "spliced"].donor == "").all()
+    alone = bona.subset(utt=bona.utterances.utt[:1].tolist())
+    assert "spliced" not in set(plan(alone, ["lpc"], 0.5, 1.0, 0).kind)  # nobody to take words from
+    none = plan(bona, ["lpc"], partial=0, spliced=0, seed=0)
+    assert set(none.kind) == {"full"} and len(none) == 2 * len(u)
+
+
 @pytest.fixture(scope="module")
 def forged(source, tmp_path_factory):
     return forge(source, tmp_path_factory.mktemp("f") / "out", ["lpc", "gl_mel"], partial=0.5, spliced=0.6, seed=1)
@@ -115,6 +146,24 @@ def test_forged_corpus_has_all_kinds_and_valid_tables(forged, source):
     assert set(u.kind) == {"full", "partial", "spliced"} and len(u[u.attack == "lpc"]) == len(source)
     assert (u.label[u.kind == "spliced"] == "bonafide").all() and (u.label[u.kind == "partial"] == "spoof").all()
     assert set(u.speaker) == {"ked_diphone"} and not u.utt.duplicated().any()
+    for r in u.itertuples():
+        assert r.duration == len(load(forged.root / r.path)[0]) / 16000
+    assert set(forged.segments.utt) == set(u.utt[u.kind != "full"])
+    spliced = forged.segments[forged.segments.utt.str.endswith("-spliced")]
+    assert set(spliced.label) == {"bonafide"} and set(spliced.attack) == {""}
+    fake = forged.segments[forged.segments.label == "spoof"]
+    assert (fake.attack == fake.utt.str.split("-").str[1]).all()
+
+
+def test_spliced_recordings_have_words_of_their_donor(forged, source):
+    """Between its segments a spliced recording is its source; in every second one it is something else."""
+    where = dict(zip(source.utterances.utt, source.paths(), strict=True))
+    spliced = forged.utterances[forged.utterances.kind == "spliced"]
+    assert len(spliced) >= 1
+    for r in spliced.itertuples():
+        made = load(forged.root / r.path)[0]
+        real = load(where[r.source])[0]
+        assert 0.1 < (made != real).mean() < 0.75
 
 
 def test_segments_are_exact_to_the_sample(forged, source):
@@ -147,6 +196,22 @@ def test_interrupted_forging_continues_and_gives_the_same(source, tmp_path):
         assert a.read_bytes() == b.read_bytes()
 
 
+def test_the_seed_decides_where_and_with_what(source, tmp_path):
+    few = source.subset(utt=source.utterances.utt[:2].tolist())
+    made = [forge(few, tmp_path / str(seed), ["lpc"], 1.0, 0.0, seed=seed, workers=1) for seed in (0, 1)]
+    assert made[0].utterances.utt.tolist() == made[1].utterances.utt.tolist()
+    assert not made[0].segments.equals(made[1].segments)
+
+
+def test_a_lost_sound_is_made_again(source, tmp_path):
+    few = source.subset(utt=source.utterances.utt[:2].tolist())
+    lost = forge(few, tmp_path, ["lpc"], seed=2, workers=1).paths()[1]
+    before = lost.read_bytes()
+    lost.unlink()
+    forge(few, tmp_path, ["lpc"], seed=2, workers=1)
+    assert lost.read_bytes() == before
+
+
 def test_another_plan_in_the_same_folder_is_refused(source, tmp_path):
     forge(source, tmp_path, ["lpc"], seed=2, workers=1)
     with pytest.raises(FileExistsError, match="other settings"):
@@ -163,26 +228,11 @@ def test_half_written_note_is_made_again(source, tmp_path):
     )
 
 
-def test_a_plain_folder_of_sounds_will_do(wave, tmp_path):
+def test_a_plain_folder_of_sounds_will_do_unless_it_is_of_fakes(wave, tmp_path):
     save(tmp_path / "in/ann/one.wav", wave)
     save(tmp_path / "in/bob/one.flac", wave[:12000])
-    m = from_folder(tmp_path / "in", label="bonafide")
-    assert m.utterances.utt.tolist() == ["ann-one", "bob-one"] and m.utterances.speaker.tolist() == [
-        "ann",
-        "bob",
-    ]
     out = forge(tmp_path / "in", tmp_path / "out", ["lpc"], workers=1)
-    assert isinstance(out, Manifest) and len(out) == 4
-    with pytest.raises(FileNotFoundError, match="no sound files"):
-        from_folder(tmp_path / "out/notes")
-
-
-def test_a_folder_of_fakes_is_said_to_be_one(wave, tmp_path):
-    save(tmp_path / "in/ann/one.wav", wave)
-    assert from_folder(tmp_path / "in", label="spoof").utterances.label.tolist() == ["spoof"]
-    assert from_folder(tmp_path / "in/ann/one.wav", label="spoof").utterances.label.tolist() == ["spoof"]
-    with pytest.raises(ValueError, match="label"):
-        from_folder(tmp_path / "in", label="fake")
+    assert isinstance(out, Manifest) and len(out) == 4 and set(out.utterances.speaker) == {"ann", "bob"}
     with pytest.raises(ValueError, match="no bona fide"):
         forge(from_folder(tmp_path / "in", label="spoof"), tmp_path / "out", ["lpc"])
 
@@ -201,11 +251,29 @@ def test_ids_may_have_slashes(source, tmp_path):
 
 
 def test_channel_applies_to_recording_and_fake_alike(source, tmp_path):
-    quiet = forge(source, tmp_path, ["lpc"], partial=1.0, spliced=0, seed=2, workers=1, channel=half)
-    for r in quiet.utterances[quiet.utterances.attack == ""].itertuples():
-        real = load(dict(zip(source.utterances.utt, source.paths(), strict=True))[r.source])[0]
-        assert np.abs(load(quiet.root / r.path)[0] - real / 2).max() <= 1 / 32768
+    """The channel turns the polarity around, which no other step does."""
+    few = source.subset(utt=source.utterances.utt[:2].tolist())
+    how = {"partial": 0.5, "spliced": 0, "seed": 3, "workers": 1}
+    plain = forge(few, tmp_path / "plain", ["lpc", "gl_mel"], **how)
+    turned = forge(few, tmp_path / "turned", ["lpc", "gl_mel"], **how, channel=turn)
+    assert {"full", "partial"} == set(plain.utterances.kind[plain.utterances.attack != ""])
+    for one, two in zip(plain.paths(), turned.paths(), strict=True):
+        assert np.abs(load(one)[0] + load(two)[0]).max() <= 1 / 32768
 
 
-def half(wave, source):
-    return wave / 2
+def turn(wave, source):
+    return -wave
+
+
+@pytest.mark.parametrize("name", ["lpc", "world", "world_coded"])
+@pytest.mark.parametrize("hertz", [100.0, 160.0])
+def test_the_pitch_is_kept(name, hertz):
+    """A buzz of pulses through two resonances; the time between pulses shows in the autocorrelation."""
+    pulses = np.zeros(16000)
+    pulses[(np.arange(0, 1, 1 / hertz) * 16000).astype(int)] = 1
+    buzz = lfilter([1.0], np.poly([0.97 * np.exp(1j * x) for x in (0.25, -0.25, 0.6, -0.6)]).real, pulses)
+    buzz = (0.2 * buzz / np.abs(buzz).max()).astype(np.float32)
+    out = vocode(buzz, name, utt_rng("x"))[4000:12000].astype(np.float64)
+    similar = np.correlate(out, out, "full")[len(out) - 1 :]
+    period = similar[60:270].argmax() + 60
+    assert period == pytest.approx(16000 / hertz, abs=2)

@@ -8,13 +8,14 @@ from wedefense_nb.data.audio import save
 from wedefense_nb.data.manifest import (
     Manifest,
     ManifestError,
+    from_folder,
     from_kaldi,
     from_rttm,
+    open_manifest,
     to_kaldi,
     to_rttm,
     utt_rng,
 )
-from wedefense_nb.files import locate
 
 
 def tables(n=4):
@@ -118,13 +119,12 @@ def test_bom_and_crlf_are_no_part_of_the_first_column(tmp_path):
     assert len(Manifest.read(tmp_path, files=False).segments) == 3
 
 
-def test_dash_means_no_attack():
-    assert Manifest(u.assign(attack=["-", "A01", "-", "A01"])).utterances.attack.tolist() == [
-        "",
-        "A01",
-        "",
-        "A01",
-    ]
+def test_dash_means_none():
+    m = Manifest(
+        u.assign(attack=["-", "A01", "-", "A01"], codec="-", speaker="-"), s.replace({"attack": {"": "-"}})
+    )
+    assert m.utterances.attack.tolist() == ["", "A01", "", "A01"] and m.segments.attack.tolist() == ["", "A01", ""]
+    assert set(m.utterances.codec) == set(m.utterances.speaker) == {""}
 
 
 def test_what_is_unknown_is_unknown_openly(tmp_path):
@@ -173,6 +173,12 @@ def test_kaldi_lists_round_trip_and_read_rates_from_headers(tmp_path):
     assert back.utt.tolist() == u.utt.tolist() and back.label.tolist() == u.label.tolist()
     assert set(back.sample_rate) == {8000} and set(back.duration) == {1.0}  # never an assumed rate
     assert (folder / "lab2utt").read_text() == "bonafide u0 u2\nspoof u1 u3\n"
+    assert set(back.speaker) == {"s"}
+    nobody = Manifest(
+        with_sounds(tmp_path / "c").utterances.assign(speaker=["", "s", "s", ""]), root=tmp_path / "c"
+    )
+    to_kaldi(nobody, folder)
+    assert (folder / "utt2spk").read_text() == "u0 u0\nu1 s\nu2 s\nu3 u3\n"
 
 
 def test_kaldi_lists_that_disagree_are_refused(tmp_path):
@@ -204,17 +210,56 @@ def test_rttm_labels_are_read_by_name_not_by_order(tmp_path):  # a toolkit flips
     (tmp_path / "rttm").write_text("\n".join(lines))
     back = from_rttm(Manifest(u), tmp_path / "rttm").segments
     assert back.label.tolist() == ["spoof", "bonafide"] and back.attack.tolist() == ["A01", ""]
+    (tmp_path / "rttm").write_text("\n".join(lines).replace("u1", "u3"))
+    assert from_rttm(Manifest(u, s), tmp_path / "rttm").segments.utt.tolist() == ["u3", "u3"]
     (tmp_path / "rttm").write_text("SPEAKER u1 1 0.0 1.0 spoof")
     with pytest.raises(ManifestError, match="not RTTM"):
         from_rttm(Manifest(u), tmp_path / "rttm")
 
 
-def test_locate_looks_upwards(tmp_path):
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "a/b").mkdir(parents=True)
-    assert locate("corpus", tmp_path / "a/b") == tmp_path / "corpus"
-    with pytest.raises(FileNotFoundError, match="nor in any folder above"):
-        locate("no-such-thing", tmp_path)
+def test_rttm_that_contradicts_a_label_is_refused(tmp_path):  # pitfall 2
+    line = "SPEAKER {} 1 0.0 2.0 <NA> <NA> {} <NA> <NA>\n".format
+    (tmp_path / "rttm").write_text(line("u0", "bonafide") + line("u1", "spoof"))
+    assert from_rttm(Manifest(u), tmp_path / "rttm").segments.empty  # they only repeat the labels
+    (tmp_path / "rttm").write_text(line("u0", "spoof"))
+    with pytest.raises(ManifestError, match="spoof segment in a bona fide utterance"):
+        from_rttm(Manifest(u), tmp_path / "rttm")
+    (tmp_path / "rttm").write_text(line("u1", "bonafide"))
+    with pytest.raises(ManifestError, match="whose segments are all bona fide"):
+        from_rttm(Manifest(u), tmp_path / "rttm")
+    unlabelled = Manifest(u.assign(label="", attack=""))
+    (tmp_path / "rttm").write_text(line("u0", "bonafide"))
+    assert from_rttm(unlabelled, tmp_path / "rttm").segments.empty
+
+
+def test_a_plain_folder_of_sounds_will_do(tmp_path):
+    wave = np.random.default_rng(0).uniform(-0.1, 0.1, 8000).astype(np.float32)
+    save(tmp_path / "in/ann/one.wav", wave)
+    save(tmp_path / "in/bob/deep/one.flac", wave[:4000], 8000)
+    (tmp_path / "in/ann/notes.txt").write_text("no sound")
+    for m in (from_folder(tmp_path / "in", label="bonafide"), open_manifest(tmp_path / "in", label="bonafide")):
+        table = m.utterances
+        assert table.utt.tolist() == ["ann-one", "bob-deep-one"] and table.speaker.tolist() == ["ann", "deep"]
+        assert table.duration.tolist() == [0.5, 0.5] and table.sample_rate.tolist() == [16000, 8000]
+        assert set(table.label) == {"bonafide"} and all(p.is_file() for p in m.paths())
+    one = from_folder(tmp_path / "in/ann/one.wav")
+    assert one.utterances.utt.tolist() == ["one"] and one.utterances.label.tolist() == [""]
+    with pytest.raises(FileNotFoundError, match="no sound files"):
+        from_folder(tmp_path / "in/none")
+    with pytest.raises(ValueError, match="label"):
+        from_folder(tmp_path / "in", label="fake")
+
+
+def test_what_is_pointed_at_is_opened(tmp_path):
+    m = with_sounds(tmp_path)
+    m.write(tmp_path)
+    assert open_manifest(m) is m
+    assert open_manifest(tmp_path, label="spoof").utterances.equals(m.utterances)  # the list is believed
+
+
+def test_random_draws_are_the_same_on_every_machine():
+    assert utt_rng("a1", seed=1, epoch=2).integers(100, size=4).tolist() == [41, 13, 63, 73]
+    assert utt_rng("a1", seed=2, epoch=1).integers(100, size=4).tolist() != [41, 13, 63, 73]
 
 
 @given(st.text(min_size=1), st.integers(0, 1000), st.integers(0, 1000))

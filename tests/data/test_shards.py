@@ -8,6 +8,8 @@ import pytest
 import torch
 from webdataset import tariterators
 
+from tests.conftest import Handler, serving
+from wedefense_nb.data import shards
 from wedefense_nb.data.audio import AudioError
 from wedefense_nb.data.batches import AudioDataset, epoch_batches, eval_batches, loader, share
 from wedefense_nb.data.crops import Crop
@@ -19,13 +21,11 @@ from wedefense_nb.data.shards import (
     read_shards,
     read_tar,
     reading_plan,
-    samples as read_samples,
     shard_list,
     write_shards,
 )
 from wedefense_nb.features.stored import open_dataset
-
-from tests.conftest import Handler, serving
+from wedefense_nb.task import UNLABELLED
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +359,7 @@ def test_lists_that_cannot_be_read(tmp_path):  # pitfall 53: a published loader 
 
 
 def cuts(packed):
-    """Ends of a shard that copying may leave: in the last sound, at a border of members, in a header, without its mark."""
+    """Ends that copying may leave: in the last sound, at a border of members, in a header, without the mark."""
     path = packed.root / "shard-00001.tar"
     with tarfile.open(path) as t:
         members = t.getmembers()
@@ -382,7 +382,7 @@ def test_a_truncated_shard_is_named_and_its_broken_recording_never_comes(packed,
         url = address.format(tmp_path / "cut.tar")
         seen = []
         with pytest.raises(ManifestError, match="cut.tar: missing, not a tar file, or truncated"):
-            for x in read_samples(url):
+            for x in shards.samples(url):
                 seen.append(x["sound"]())
         assert len(seen) in (5, 6), what  # the seventh was cut, or what follows it is not known
         with pytest.raises(ManifestError, match="truncated"):
@@ -433,6 +433,24 @@ def test_nonsense_is_refused(packed):
 
 def test_a_reader_may_stop_early(packed):
     for scheme in ("", "pipe:cat "):
-        found = read_samples(f"{scheme}{packed.root}/shard-00000.tar")
+        found = shards.samples(f"{scheme}{packed.root}/shard-00000.tar")
         next(found)
         found.close()
+
+
+def test_without_a_label_is_of_no_class(small, tmp_path):
+    u = small.utterances.head(3).assign(label="", attack="")
+    made = write_shards(Manifest(u, root=small.root), tmp_path)
+    assert set(made.utterances.label) == {""}
+    assert [x for b in ShardStream(tmp_path, 4).batches() for x in b.labels.tolist()] == [UNLABELLED] * 3
+
+
+def test_only_missing_shards_are_fetched_and_need_a_name(packed, tmp_path):
+    urls = sorted(str(p) for p in packed.root.glob("*.tar"))
+    fetch_shards(urls[:2], tmp_path)
+    stamp = (tmp_path / "shard-00000.tar").stat().st_mtime_ns
+    made = fetch_shards([f"{urls[0]}?version=2", *urls[1:]], tmp_path)
+    assert (tmp_path / "shard-00000.tar").stat().st_mtime_ns == stamp and len(made) == len(packed)
+    for url in ("https://host/", "https://host/x.zip"):
+        with pytest.raises(ManifestError, match="end in .tar"):
+            fetch_shards([url], tmp_path)

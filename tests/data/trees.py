@@ -9,9 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from wedefense_nb.data.audio import load, save
-
 from tests.conftest import ROOT
+from wedefense_nb.data.audio import load, save
+from wedefense_nb.data.corpora import survey
 
 SAMPLE = ROOT / "data_samples/audio/S0001.flac"  # 1.63 s
 SHORT = ROOT / "data_samples/audio/S0002.flac"  # 1.41 s
@@ -112,13 +112,40 @@ LISTS = {
         "b.dat,Real,test,English\nc.wav,unknown,test,German\nd.mp4,fake,Test,English\n",
     },
     "lav_df": {
-        "metadata.min.json": json.dumps([
-            {"file": "train/000001.mp4", "n_fakes": 1, "fake_periods": [[0.5, 0.9]], "duration": 1.6, "original": "train/000002.mp4",
-             "modify_video": False, "modify_audio": True, "split": "train"},
-            {"file": "dev/000003.mp4", "n_fakes": 1, "fake_periods": [[0.5, 0.9]], "duration": 1.6, "original": "train/000002.mp4",
-             "modify_video": True, "modify_audio": False, "split": "dev"},
-            {"file": "test/000004.mp4", "n_fakes": 0, "fake_periods": [], "duration": 1.6, "original": None,
-             "modify_video": False, "modify_audio": False, "split": "test"}]),
+        "metadata.min.json": json.dumps(
+            [
+                {
+                    "file": "train/000001.mp4",
+                    "n_fakes": 1,
+                    "fake_periods": [[0.5, 0.9]],
+                    "duration": 1.6,
+                    "original": "train/000002.mp4",
+                    "modify_video": False,
+                    "modify_audio": True,
+                    "split": "train",
+                },
+                {
+                    "file": "dev/000003.mp4",
+                    "n_fakes": 1,
+                    "fake_periods": [[0.5, 0.9]],
+                    "duration": 1.6,
+                    "original": "train/000002.mp4",
+                    "modify_video": True,
+                    "modify_audio": False,
+                    "split": "dev",
+                },
+                {
+                    "file": "test/000004.mp4",
+                    "n_fakes": 0,
+                    "fake_periods": [],
+                    "duration": 1.6,
+                    "original": None,
+                    "modify_video": False,
+                    "modify_audio": False,
+                    "split": "test",
+                },
+            ]
+        ),
     },
     "add2023_track2": {
         "ADD2023_Track2_train/label.txt": "ADD2023_T2_T_00000001 0.00-1.63-T 1\nADD2023_T2_T_00000002 0.00-1.00-T/1.00-1.63-F 0\n",
@@ -138,29 +165,55 @@ LISTS = {
     "musan": {},
     "rirs_noises": {"RIRS_NOISES/real_rirs_isotropic_noises/rir_list": "--rir-id x"},
     "generic": {"utterances.csv": "path,label,attack\nmy clips/a b.wav,Fake,tts 1\nc.flac,bona-fide,\n"},
-}  # fmt: skip
+}
 EXTRA_SOUNDS = {
     "asvspoof5": ["flac_D/D_0000000777.flac"],  # enrolment of Track 2
-    "wavefake": ["generated_audio/ljspeech_melgan/LJ001-0001_gen.wav", "generated_audio/ljspeech_hifiGAN/LJ001-0001_gen.wav",
-                 "generated_audio/jsut_parallel_wavegan/BASIC5000_0001_gen.wav", "LJSpeech-1.1/wavs/LJ001-0001.wav"],
-    "cfad": ["CFAD/clean_version/train_clean/real_clean/aishell3/SSB09660003.wav",
-             "CFAD/clean_version/test_unseen_clean/fake_clean/world/SSB09660004_world.wav",
-             "CFAD/noisy_version/dev_noise/fake_noise/gl/SSB09660005_gl.wav",
-             "CFAD/codec_version/test_seen_codec/fake_codec/lpcnet/SSB09660003_lpcnet_m4a.wav"],
+    "wavefake": [
+        "generated_audio/ljspeech_melgan/LJ001-0001_gen.wav",
+        "generated_audio/ljspeech_hifiGAN/LJ001-0001_gen.wav",
+        "generated_audio/jsut_parallel_wavegan/BASIC5000_0001_gen.wav",
+        "LJSpeech-1.1/wavs/LJ001-0001.wav",
+    ],
+    "cfad": [
+        "CFAD/clean_version/train_clean/real_clean/aishell3/SSB09660003.wav",
+        "CFAD/clean_version/test_unseen_clean/fake_clean/world/SSB09660004_world.wav",
+        "CFAD/noisy_version/dev_noise/fake_noise/gl/SSB09660005_gl.wav",
+        "CFAD/codec_version/test_seen_codec/fake_codec/lpcnet/SSB09660003_lpcnet_m4a.wav",
+    ],
     "add2023_track2": ["ADD2023_Track2_test/wav/ADD2023_T2_E_00000001.wav"],
-    "musan": ["musan/music/fma/music-fma-0000.wav", "musan/noise/free-sound/noise-free-sound-0000.wav",
-              "musan/speech/us-gov/speech-us-gov-0001.wav"],
-    "rirs_noises": [f"RIRS_NOISES/{p}" for p in (
-        "simulated_rirs/smallroom/Room001/Room001-00001.wav", "simulated_rirs/largeroom/Room001/Room001-00001.wav",
-        "real_rirs_isotropic_noises/RVB2014_type1_rir_largeroom1_1.wav", "real_rirs_isotropic_noises/air_type1_air_office_0_1.wav",
-        "real_rirs_isotropic_noises/RVB2014_type1_noise_largeroom1_1.wav", "pointsource_noises/noise-free-sound-0000.wav")],
-}  # fmt: skip
+    "musan": [
+        "musan/music/fma/music-fma-0000.wav",
+        "musan/noise/free-sound/noise-free-sound-0000.wav",
+        "musan/speech/us-gov/speech-us-gov-0001.wav",
+    ],
+    "rirs_noises": [
+        f"RIRS_NOISES/{p}"
+        for p in (
+            "simulated_rirs/smallroom/Room001/Room001-00001.wav",
+            "simulated_rirs/largeroom/Room001/Room001-00001.wav",
+            "real_rirs_isotropic_noises/RVB2014_type1_rir_largeroom1_1.wav",
+            "real_rirs_isotropic_noises/air_type1_air_office_0_1.wav",
+            "real_rirs_isotropic_noises/RVB2014_type1_noise_largeroom1_1.wav",
+            "pointsource_noises/noise-free-sound-0000.wav",
+        )
+    ],
+}
 SEGMENTS_PS = {  # exact: utt to (start, end, label); CON_T_0000029 begins with the fake, 30 is fake throughout
-    "train": {"CON_T_0000029": [(0.0, 0.513, "spoof"), (0.513, 1.63, "bonafide")], "CON_T_0000030": [(0.0, 1.63, "spoof")],
-              "LA_T_9497115": [(0.0, 1.63, "bonafide")]},
-    "dev": {"CON_D_0000000": [(0.0, 0.08, "bonafide"), (0.08, 0.08001, "spoof"), (0.08, 0.4, "spoof"), (0.4, 1.63, "bonafide")]},
+    "train": {
+        "CON_T_0000029": [(0.0, 0.513, "spoof"), (0.513, 1.63, "bonafide")],
+        "CON_T_0000030": [(0.0, 1.63, "spoof")],
+        "LA_T_9497115": [(0.0, 1.63, "bonafide")],
+    },
+    "dev": {
+        "CON_D_0000000": [
+            (0.0, 0.08, "bonafide"),
+            (0.08, 0.08001, "spoof"),
+            (0.08, 0.4, "spoof"),
+            (0.4, 1.63, "bonafide"),
+        ]
+    },
     "eval": {"LA_E_2834763": [(0.0, 1.63, "bonafide")]},
-}  # fmt: skip
+}
 
 
 def frames(pieces, step: float, duration: float = 26073 / 16000) -> np.ndarray:
@@ -203,8 +256,6 @@ def lists(name: str, root: Path) -> Path:
 
 def tree(name: str, root: Path) -> Path:
     """Lists and recordings; which recordings is known from the lists (read without looking at files) and `EXTRA_SOUNDS`."""
-    from wedefense_nb.data.corpora import survey
-
     lists(name, root)
     for path in EXTRA_SOUNDS.get(name, []):
         sound(root / path)
@@ -215,3 +266,8 @@ def tree(name: str, root: Path) -> Path:
     if name == "deepfake_eval_2024":
         sound(root / "audio-data/c.wav")  # the unknown one
     return root
+
+
+def read(name: str, root: Path, **options):
+    """The utterances of `survey`, so that small problems do not warn."""
+    return survey(name, root, **options)[0].utterances.set_index("utt")

@@ -13,6 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import ROOT, Handler, serving
+from tests.features.ssl_files import HF_MODELS, SSL_FAMILIES, hf_folder, s3prl_file
 from wedefense_nb.features import pretrained
 from wedefense_nb.features.fast_encoder import FastEncoder, distance_buckets, linear
 from wedefense_nb.features.pretrained import (
@@ -32,9 +34,6 @@ from wedefense_nb.features.upstreams import (
     tiny_checkpoint,
     weight_shapes,
 )
-
-from tests.conftest import ROOT, Handler, serving
-from tests.features.ssl_files import HF_MODELS, SSL_FAMILIES, hf_folder, s3prl_file
 
 pytestmark = [  # s3prl's own
     pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning"),

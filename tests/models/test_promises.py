@@ -10,9 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wedefense_nb.models.detector import build, load_model, DETECTORS, save_model
-
 from tests.features.ssl_files import SSL
+from wedefense_nb.models.detector import DETECTORS, build, load_model, save_model
 
 SMALL = {
     "lcnn_lstm": {"dropout": 0.1},
@@ -37,7 +36,7 @@ NO_EXPORT = {name: PACKED for name in ("lcnn_lstm", "wedefense_lcnn_lstm", "rawn
 # The same names for torch.compile in one graph; in several graphs they compile too.
 NO_GRAPH = NO_EXPORT
 
-# Largest tensor of 60 s in MB where it is more than 200: AASIST's maps, 32 channels of 24 bands at 5333 steps a second.
+# Largest tensor of 60 s in MB where it is more than 200: AASIST's maps, 32 channels of 24 bands at 5333 steps/s.
 LARGEST_MB = {"aasist": 1000, "aasist_l": 1000}
 
 
@@ -184,7 +183,7 @@ def largest_tensor(net, seconds):
 
 @each_model
 def test_a_minute_runs_in_bounded_memory(name):  # pitfalls 42, 46
-    """No tensor beyond a stated size, and none that grows faster than the recording (a square would be 16 times)."""
+    """No tensor beyond a stated size, and none that grows faster than the recording (a square: 16 times)."""
     short = largest_tensor(model(name), 15)
     long = largest_tensor(model(name), 60)
     assert long <= LARGEST_MB.get(name, 200) and long <= 4.4 * short

@@ -27,24 +27,60 @@ def test_dead_norms_are_those_of_2021():  # pitfall 40
     assert not torch.allclose(alive.eval()(x, frames)[0], legacy.eval()(x, frames)[0])
 
 
+def test_a_block_is_norm_leaky_relu_convolution_twice_and_a_shortcut():
+    block = WaveBlock(4, 6).eval()
+    x = torch.randn(1, 4, 9)
+    frames = torch.tensor([9])
+    small = 1 / (1 + 1e-5) ** 0.5  # a fresh norm
+    leaky = nn.LeakyReLU(0.3)
+    y = block.conv2(leaky(small * block.conv1(leaky(small * x)))) + block.shortcut(x)
+    want = block.scale(y.unflatten(2, (3, 3)).amax(3), torch.tensor([3]))
+    assert torch.allclose(block(x, frames)[0], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_block_never_sees_padding(legacy):
+    block = WaveBlock(3, 5, legacy=legacy).eval()
+    for n in (1, 2, 3, 10):
+        x = torch.randn(1, 3, n)
+        y, frames = block(nn.functional.pad(x, (0, 8)), torch.tensor([n]))
+        alone, _ = block(x, torch.tensor([n]))
+        k = max(n // 3, 1)
+        assert frames.item() == k and torch.allclose(y[..., :k], alone, atol=1e-6) and not y[..., k:].any()
+
+
+def test_the_backbone_norms_before_and_after_its_blocks():
+    net = RawNet(4, (4, 6)).eval()
+    x = torch.randn(1, 18, 4)
+    frames = torch.tensor([18])
+    small = 1 / (1 + 1e-5) ** 0.5
+    y = torch.selu(small * x.transpose(1, 2))
+    n = frames
+    for block in net.blocks:
+        y, n = block(y, n)
+    got, left = net(x, frames)
+    assert left.tolist() == [2] and torch.allclose(got, torch.selu(small * y).transpose(1, 2), atol=1e-6)
+    assert net.blocks[0].norm1 is None and net.blocks[1].norm1 is not None
+
+
 def test_filters_of_both_forms():  # pitfall 47
     assert torch.equal(
         build("rawnet2", hidden=8).front.filters, build("rawnet2", legacy=True, hidden=8).front.filters
     )
-    ours, legacy = (build("rawnet2_2019", legacy=x, hidden=8).front.filters[:, 0].double() for x in (False, True))
-    top = [float((torch.fft.rfft(f[-1], 16000).abs() > 0.5).nonzero().max()) for f in (ours, legacy)]
-    assert (
-        abs(top[0] - 8000) < 30
-        and abs(top[1] - 7669) < 60
-        and float(sinc_edges(130)[128]) == pytest.approx(7669, abs=1)
-    )
+    top = []
+    for legacy in (False, True):
+        last = build("rawnet2_2019", legacy=legacy, hidden=8).front.filters[-1, 0].double()
+        top.append(float((torch.fft.rfft(last, 16000).abs() > 0.5).nonzero().max()))
+    assert abs(top[0] - 8000) < 30 and abs(top[1] - 7669) < 60
+    assert float(sinc_edges(130)[128]) == pytest.approx(7669, abs=1)
     with pytest.raises(ValueError, match="another sign"):
         build("rawnet2_2019", legacy=True, scale="inverse_mel")
 
 
 def test_channel_scale_by_hand():
     scale = ChannelScale(2)
-    nn.init.eye_(scale.gate.weight), nn.init.zeros_(scale.gate.bias)
+    nn.init.eye_(scale.gate.weight)
+    nn.init.zeros_(scale.gate.bias)
     x = torch.tensor([[[1.0, 3.0, 100.0], [0.0, 0.0, 100.0]]])
     got = scale(x, torch.tensor([2]))
     s = torch.sigmoid(torch.tensor([2.0, 0.0]))
@@ -65,3 +101,11 @@ def test_steps_of_the_published_length():
     feats, frames = front(0.1 * torch.randn(1, 64600), torch.tensor([64600]))
     x, n = RawNet(20, (20, 20, 128, 128, 128, 128)).eval()(feats, frames)
     assert frames.item() == 21192 and n.item() == 29 and x.shape == (1, 29, 128)
+
+
+def test_fixed_samples_hear_the_beginning():
+    model = build("rawnet2", hidden=8, samples=8000).eval()
+    wave = 0.1 * torch.randn(1, 12000)
+    with torch.no_grad():
+        whole = model(wave, torch.tensor([12000]))
+        assert torch.equal(model(wave[:, :8000], torch.tensor([8000])), whole)

@@ -1,3 +1,5 @@
+"""Calibration against exact minima, at any class balance, and the bugs that published toolkits had."""
+
 import json
 
 import numpy as np
@@ -11,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tests.conftest import GOLDEN_DIR
 from wedefense_nb.metrics import act_dcf, cllr, eer, min_cllr, min_dcf
+from wedefense_nb.scores import calibration
 from wedefense_nb.scores.calibration import (
     AffineCalibration,
     PAVCalibration,
@@ -19,12 +22,15 @@ from wedefense_nb.scores.calibration import (
     cross_calibrate,
     eer_threshold,
     effective_p_spoof,
+    fit_weights,
     load_calibration,
     logits_to_llr,
+    plot_bayes_error,
     reliability,
     save_calibration,
+    trial_weights,
 )
-from wedefense_nb.task import bayes_threshold
+from wedefense_nb.task import bayes_threshold, posterior
 
 ORACLE = json.loads((GOLDEN_DIR / "calibration.json").read_text())
 LOGITS = json.loads((GOLDEN_DIR / "logits.json").read_text())
@@ -83,6 +89,11 @@ def test_separable_scores_stay_finite_and_say_so():
         c = AffineCalibration().fit(s, y)
     assert c.separable_ and np.isfinite([c.a_, c.b_]).all() and eer(c.transform(s), y) == 0
     assert not AffineCalibration().fit(*gaussian(200, 200)).separable_
+    with pytest.warns(UserWarning, match="separable"):
+        inverted = AffineCalibration().fit(-s, y)  # however they lie
+    assert inverted.separable_ and inverted.a_ == pytest.approx(-c.a_)
+    touching = AffineCalibration().fit([0.0, 1.0, 1.0, 2.0], [0, 0, 1, 1])  # a tie is no gap
+    assert not touching.separable_
 
 
 def test_bad_input_is_refused_by_name():
@@ -120,8 +131,42 @@ def test_json_round_trip(tmp_path):
         load_calibration(tmp_path / "c.json")
 
 
-def test_effective_prior_of_asvspoof5():
+def test_scores_of_several_systems_are_refused_and_columns_are_not():
+    s, y = gaussian(50, 50)
+    for model in (AffineCalibration(), PAVCalibration()):
+        with pytest.raises(ValueError, match=r"one system, got the shape \(100, 2\)"):
+            model.fit(np.stack([s, -s], axis=1), y)
+        column = model.fit(pd.DataFrame({"a": s}), y).transform(s)
+        assert np.array_equal(column, model.fit(s.tolist(), y).transform(s))
+
+
+def test_effective_prior_has_the_same_threshold_at_equal_costs():
     assert effective_p_spoof(0.05, 1, 10) == pytest.approx(1 - 0.655172, abs=1e-6)
+    for prior, miss, fa in [(0.01, 1, 10), (0.5, 1, 1), (0.3, 5, 2)]:
+        effective = effective_p_spoof(prior, miss, fa)
+        assert bayes_threshold(effective, 1, 1) == pytest.approx(bayes_threshold(prior, miss, fa))
+
+
+def test_each_class_weighs_what_the_prior_says():
+    labels = np.array([1, 0, 0, 0, 1])
+    weights = trial_weights(labels, 0.7)
+    assert weights[labels == 1].tolist() == [0.35, 0.35] and np.allclose(weights[labels == 0], 0.1)
+
+
+def test_the_fit_is_the_minimum_of_the_objective():
+    """The formula of the chapter, term by term, at the solution and around it."""
+    s, y = gaussian(80, 240)
+
+    def objective(a, b, p=0.7, ridge=0.0):
+        llr = a * s + b + np.log(p / (1 - p))
+        loss = p * np.logaddexp(0, -llr[y == 1]).mean() + (1 - p) * np.logaddexp(0, llr[y == 0]).mean()
+        return loss + ridge / 2 * (a * np.abs(s).max()) ** 2
+
+    for ridge in (0.0, 0.01):
+        (a,), b = fit_weights(s[:, None], y, 0.7, ridge)
+        least = objective(a, b, ridge=ridge)
+        for step in (1e-3, -1e-3):
+            assert objective(a + step, b, ridge=ridge) > least and objective(a, b + step, ridge=ridge) > least
 
 
 @pytest.mark.parametrize("case", LOGITS["cases"])
@@ -147,9 +192,26 @@ def test_logits_to_llr_finds_classes_by_name():  # pitfalls 2, 3 and 5
         logits_to_llr(z, {"spoof": 3})
 
 
-def test_reliability_of_true_llrs_is_the_diagonal():
-    r = reliability(*gaussian(30000, 30000))
-    assert (np.abs(r.predicted - r.observed) < 0.03).all() and r["count"].sum() == 60000
+@pytest.mark.parametrize("p_spoof", [0.5, 0.2, 0.9])
+@pytest.mark.parametrize("n", [(30000, 30000), (10000, 50000)])
+def test_reliability_of_true_llrs_is_the_diagonal_at_any_prior(n, p_spoof):
+    """Whatever the classes' numbers are: they are reweighted to the prior."""
+    table = reliability(*gaussian(*n), p_spoof=p_spoof)
+    assert (np.abs(table.predicted - table.observed) < 0.05).all() and table["count"].sum() == sum(n)
+
+
+def test_reliability_by_hand():
+    """Bins of width one half; bona fide trials weigh 0.8 / 2 each, spoofs 0.2 / 3."""
+    llr = np.array([0.0, -3.0, -3.0, -3.0, 0.0])
+    labels = np.array([1, 1, 0, 0, 0])
+    low, high = posterior([-3.0, 0.0], 0.2)
+    table = reliability(llr, labels, p_spoof=0.2, bins=2)
+    assert low < 0.5 < high == pytest.approx(0.8)
+    assert table.bin.tolist() == [0, 1] and table["count"].tolist() == [3, 2]
+    assert table.predicted.tolist() == pytest.approx([low, high])
+    weighted = [0.4 / (0.4 + 0.4 / 3), 0.4 / (0.4 + 0.2 / 3)]
+    assert table.observed.tolist() == pytest.approx(weighted)
+    assert reliability([50.0, -50.0], [1, 0]).bin.tolist() == [0, 9]  # certainty stays in the last bin
 
 
 @pytest.mark.parametrize("name", ORACLE["pav"])
@@ -197,10 +259,21 @@ def test_cross_calibration_never_sees_its_own_trial():
     llr = cross_calibrate(PAVCalibration(), s, y, folds=5, seed=1)
     assert np.isfinite(llr).all() and np.array_equal(llr, cross_calibrate(PAVCalibration(), s, y, folds=5, seed=1))
     assert cllr(PAVCalibration().fit(s, y).transform(s), y) < cllr(llr, y)
+    line = cross_calibrate(AffineCalibration(), s, y, folds=5, seed=1)
     moved = s.copy()
-    moved[0] += 50  # its own value may change what it gets, but not by way of the fit
+    moved[0] += 50
     again = cross_calibrate(AffineCalibration(), moved, y, folds=5, seed=1)
-    assert again[0] > cross_calibrate(AffineCalibration(), s, y, folds=5, seed=1)[0]
+    slope = (again[0] - line[0]) / 50  # of a map that has not seen it, whatever its value
+    assert 0.5 < slope < 2
+    same = np.isclose(again, line, rtol=0, atol=1e-9)
+    assert same.sum() == len(s) // 5 - 1  # the others of its fold; all other maps have seen it
+
+
+def test_folds_have_the_same_share_of_each_class_and_depend_on_the_seed():
+    s, y = gaussian(50, 150)
+    fold = calibration._stratified_folds(y, 5, seed=3)
+    assert [(y[fold == i] == 1).sum() for i in range(5)] == [10] * 5
+    assert not np.array_equal(fold, calibration._stratified_folds(y, 5, seed=4))
 
 
 def test_leave_one_group_out_keeps_groups_apart():
@@ -219,6 +292,15 @@ def test_leave_one_group_out_keeps_groups_apart():
         assert not seen & set(s[attack == name].tolist()) and len(seen) < 160
     with pytest.raises(ValueError, match="3 groups"):
         cross_calibrate(AffineCalibration(), s, y, groups=["a"] * 3)
+
+
+def test_a_group_is_calibrated_by_the_others():
+    s, y = gaussian(60, 120)
+    speaker = np.arange(180) % 3
+    llr = cross_calibrate(AffineCalibration(), s, y, groups=[f"speaker {i}" for i in speaker])
+    for i in range(3):
+        here = speaker == i
+        assert np.allclose(llr[here], AffineCalibration().fit(s[~here], y[~here]).transform(s[here]))
 
 
 def test_fitting_on_eval_must_be_asked_for_in_words():
@@ -244,6 +326,21 @@ def test_bayes_error_agrees_with_the_dcf_everywhere():
         assert t.minimum[0] == pytest.approx(min_dcf(s, y, p_spoof, c_miss, c_fa))
     t = bayes_error(s, y)
     assert (t.minimum <= t.actual + 1e-9).all() and (t.minimum <= 1 + 1e-9).all()
+    assert t.log_odds.iloc[[0, 60, -1]].tolist() == [-6, 0, 6]
+
+
+def test_the_bayes_error_plot_draws_both_costs_and_the_working_point():
+    import matplotlib.pyplot as plt
+
+    s, y = gaussian(50, 200)
+    ax = plot_bayes_error({"one": s, "two": s + 1}, y)
+    solid = [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 121]
+    dotted = [line for line in ax.lines if line.get_linestyle() == ":"]
+    assert len(solid) == len(dotted) == 2
+    assert np.allclose(solid[1].get_ydata(), bayes_error(s + 1, y).actual)
+    assert np.allclose(dotted[1].get_ydata(), bayes_error(s + 1, y).minimum)
+    assert np.allclose(ax.lines[-1].get_xdata(), -bayes_threshold())
+    plt.close("all")
 
 
 def test_eer_threshold_is_the_midpoint_at_the_crossing():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import GOLDEN_DIR
-from wedefense_nb.scores.tandem import ODYSSEY, AsvRates, a_dcf, asv_rates, min_tdcf, min_tdcf_2019, t_eer
+from wedefense_nb.scores.tandem import ODYSSEY, AsvRates, Costs, a_dcf, asv_rates, min_tdcf, min_tdcf_2019, t_eer
 
 ORACLE = json.loads((GOLDEN_DIR / "sasv.json").read_text())
 VECTORS = sorted(ORACLE["vectors"])
@@ -104,6 +104,40 @@ def test_t_eer_equals_the_literal_search(seed):
     cm = rng.normal(size=60).round(1) + 2 * (kinds != "spoof")
     asv = rng.normal(size=60).round(1) + 3 * (kinds == "target") + 1.5 * (kinds == "spoof")
     assert t_eer(cm, asv, kinds) == pytest.approx(brute_t_eer(cm, asv, kinds), abs=1e-9, nan_ok=True)
+
+
+KINDS = np.repeat(["target", "nontarget", "spoof"], [4, 2, 2])
+CM = np.array([3.0, 2.0, 1.0, -1.0, 2.0, -3.0, -2.0, 0.0])
+ASV = np.array([3.0, 2.0, 1.0, 0.0, -1.0, 1.0, 2.0, 0.0])
+
+
+def test_rates_of_a_verifier_by_hand():
+    rates = asv_rates(ASV, KINDS, threshold=1.0)
+    assert rates == (0.25, 0.5, 0.5, 1.0)  # accepted on the threshold
+    own = asv_rates(ASV, KINDS)
+    assert own.threshold == 1.0 and own[:3] == rates[:3]
+
+
+def test_costs_by_hand():
+    """The detector's best threshold is 1: it misses two of six bona fide trials and stops both spoofs."""
+    costs = Costs(0.5, 0.2, 0.3, 2.0, 3.0, 4.0)
+    asv = AsvRates(0.1, 0.2, 0.6)
+    c0 = 0.5 * 2 * 0.1 + 0.2 * 3 * 0.2
+    c1 = 0.5 * 2 - c0
+    c2 = 0.3 * 4 * 0.6
+    assert min_tdcf(CM, KINDS, asv, costs) == pytest.approx((c0 + c1 * 2 / 6) / (c0 + c2))
+    old_c1 = 0.5 * (2.5 - 2 * 0.1) - 0.2 * 3 * 0.2
+    assert min_tdcf_2019(CM, KINDS, asv, costs, c_miss_cm=2.5) == pytest.approx(old_c1 * 2 / 6 / c2)
+    # one score: threshold 1 rejects one of four targets, accepts one of two nontargets and one of two spoofs
+    alone = [2 * 0.5 * 0.25 + 3 * 0.2 * 0.5 + 4 * 0.3 * 0.5, 2 * 0.5 * 0.5 + 4 * 0.3 * 0.5, 2 * 0.5 * 0.75]
+    assert a_dcf(ASV, KINDS, costs) == pytest.approx(min(alone) / (2 * 0.5))
+
+
+def test_t_eer_of_a_verifier_without_any_use_is_that_of_the_detector_at_best():
+    """It gives everybody the same score, so the detector alone decides."""
+    assert t_eer(CM, np.zeros(8), KINDS) == pytest.approx(brute_t_eer(CM, np.zeros(8), KINDS))
+    perfect = np.where(KINDS == "spoof", -1.0, 1.0)
+    assert t_eer(perfect, np.where(KINDS == "nontarget", -1.0, 1.0), KINDS) == 0
 
 
 def test_bad_input_is_refused_by_name():

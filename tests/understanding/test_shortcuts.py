@@ -1,10 +1,19 @@
 """Trivia are measured right, a planted shortcut is found, the embedded corpus has none (pitfall 60)."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from wedefense_nb.book import COLORS
 from wedefense_nb.data.audio import save
 from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.metrics import confidence_interval
+from wedefense_nb.task import label_ids
+from wedefense_nb.understanding import shortcuts as understanding
 from wedefense_nb.understanding.shortcuts import (
     TRIVIA,
     bandwidth,
@@ -33,9 +42,8 @@ def test_trivia_of_a_known_recording(rate):
     wave = np.r_[np.zeros(rate // 2), tone, np.zeros(rate // 4)] + 0.001
     t = trivia(np.stack([wave, wave]).astype(np.float32), rate)
     assert list(t) == TRIVIA and t["channels"] == 2 and t["rate"] == rate
-    assert t["duration"] == pytest.approx(1.75, abs=1e-3) and t["peak"] == pytest.approx(
-        20 * np.log10(0.501), abs=0.01
-    )
+    assert t["duration"] == pytest.approx(1.75, abs=1e-3)
+    assert t["peak"] == pytest.approx(20 * np.log10(0.501), abs=0.01)
     assert t["lead"] == pytest.approx(0.5, abs=0.02) and t["trail"] == pytest.approx(0.25, abs=0.02)
     assert t["bandwidth"] == pytest.approx(1000, abs=5) and t["dc"] == pytest.approx(0.001 / wave.std(), rel=0.01)
     assert t["level"] == pytest.approx(20 * np.log10(wave.std()), abs=0.01)
@@ -49,9 +57,12 @@ def test_trivia_of_silence_and_noise_are_finite():
 
 def test_trivia_are_measured_before_resampling(tmp_path, few):  # pitfall 59
     save(tmp_path / "a.wav", np.full(22050, 0.1, np.float32), 22050)
-    u = few.utterances.head(1).assign(path="a.wav", duration=1.0, sample_rate=22050, codec="mp3")
-    row = trivia_table(Manifest(u, root=tmp_path)).iloc[0]
-    assert (row["rate"], row["duration"], row["codec"], row["suffix"]) == (22050, 1.0, "mp3", "wav")
+    save(tmp_path / "b.FLAC", np.full(8000, 0.2, np.float32), 16000)
+    u = few.utterances.head(2).assign(path=["a.wav", "b.FLAC"], duration=[1.0, 0.5], codec=["mp3", ""])
+    table = trivia_table(Manifest(u, root=tmp_path))
+    assert table.index.tolist() == u.utt.tolist()  # in the manifest's order
+    facts = table[["rate", "duration", "codec", "suffix"]].to_numpy().tolist()
+    assert facts == [[22050, 1.0, "mp3", "wav"], [16000, 0.5, "", "flac"]]
 
 
 def test_the_embedded_corpus_has_no_shortcut(samples, table):  # pitfall 60
@@ -93,39 +104,91 @@ def test_planted_in_one_corpus_found_in_that_one(samples, table, spoof):
     x = table[["duration", "trail"]].assign(trail=table.trail + 0.2 * (spoof & (name == "padded")))
     report = shortcuts(m, x).set_index(["corpus", "trivia"])
     assert report.found["padded", "all together"] and not report.found["clean", "all together"]
-    assert plot_shortcuts(report.reset_index()).get_xlabel().startswith("AUC")
+    assert report.found["padded", "trail"] and not report.found["clean", "trail"]
 
 
 def test_chance_is_not_found_in_noise(samples):
     rng = np.random.default_rng(1)
     found = 0
     for _ in range(6):
-        x = trivia_like(rng, samples)
+        x = pd.DataFrame(rng.normal(size=(len(samples), 5)), columns=list("abcde"))
         found += bool(shortcuts(samples, x, n=100).set_index("trivia").found["all together"])
     assert found <= 1
 
 
-def trivia_like(rng, samples):
-    import pandas as pd
-
-    return pd.DataFrame(rng.normal(size=(len(samples), 5)), columns=list("abcde"))
-
-
 def test_speakers_stay_together(samples):
     """A column that only tells the speaker must not tell the class."""
-    import pandas as pd
-
     u = samples.utterances
     voice = pd.get_dummies(u.speaker, dtype=float)
     assert not shortcuts(samples, voice, n=50).set_index("trivia").found["all together"]
 
 
-def test_too_few_groups_are_refused(samples):
-    import pandas as pd
+def test_each_score_comes_from_a_model_that_has_not_seen_the_group(monkeypatch):
+    """The formula, fold by fold, with scikit-learn's own parts."""
+    rng = np.random.default_rng(2)
+    labels = np.arange(60) % 2
+    groups = [f"s{i // 5}" for i in range(60)]
+    x = pd.DataFrame({"a": rng.normal(size=60) + labels, "b": rng.normal(size=60)})
+    scores = probe_scores(x, labels, groups, folds=3, seed=4)
+    who = np.unique(groups, return_inverse=True)[1]
+    folds = list(StratifiedGroupKFold(3, shuffle=True, random_state=4).split(x, labels, who))
+    assert len(folds) == 3
+    for fit, test in folds:
+        assert not set(who[fit]) & set(who[test])
+        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+        model.fit(x.to_numpy()[fit], labels[fit])
+        held_out = model.decision_function(x.to_numpy()[test])
+        centre = model.decision_function(x.to_numpy()[fit]).mean()
+        assert np.allclose(scores[test], (held_out - centre) / held_out.std())
 
+
+def test_a_report_is_of_aucs_with_intervals_by_whole_groups(samples, table):
+    report = shortcuts(samples, table[["duration", "lead"]], n=50, seed=3).set_index("trivia")
+    labels = label_ids(samples.utterances.label)
+    want = confidence_interval(["auc", "eer"], table.lead, labels, samples.utterances.speaker, n=50, seed=3)
+    assert report.loc["lead", ["auc", "low", "high"]].tolist() == pytest.approx(want["auc"][:3])
+    assert report.eer["lead"] == pytest.approx(want["eer"].value)
+    alone = shortcuts(samples, table[["lead"]], n=50, seed=3, groups="utt").set_index("trivia")
+    assert alone.auc["lead"] == report.auc["lead"] and alone.low["lead"] != report.low["lead"]
+
+
+def test_recordings_without_a_speaker_stand_for_themselves(samples, table):
+    nameless = Manifest(samples.utterances.assign(speaker=""), samples.segments, samples.root)
+    report = shortcuts(nameless, table[["lead"]], n=50)
+    same = shortcuts(samples, table[["lead"]], n=50, groups="utt")
+    assert report.drop(columns="corpus").equals(same.drop(columns="corpus"))
+
+
+def test_what_points_the_other_way_is_a_shortcut_alone_and_not_together(samples, spoof, monkeypatch):
+    x = pd.DataFrame({"a": np.where(spoof, 1.0, 0.0), "b": np.where(spoof, 0.0, 1.0)})
+    report = shortcuts(samples, x, n=20).set_index("trivia")
+    assert report.auc[["a", "b", "all together"]].tolist() == pytest.approx([0, 1, 1]) and report.found.all()
+    monkeypatch.setattr(understanding, "probe_scores", lambda *given, **options: spoof.astype(float))
+    report = shortcuts(samples, x, n=20).set_index("trivia")
+    assert report.auc["all together"] == pytest.approx(0) and not report.found["all together"]
+
+
+def test_the_figure_marks_what_was_found():
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import to_hex
+
+    rows = {"corpus": ["x", "x"], "trivia": ["lead", "trail"], "auc": [0.5, 0.8], "low": [0.4, 0.7]}
+    report = pd.DataFrame(rows | {"high": [0.6, 0.9], "eer": [0.5, 0.2], "found": [False, True]})
+    ax = plot_shortcuts(report)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["x trail", "x lead"]
+    intervals = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 3]
+    colors = {tuple(line.get_xdata()): to_hex(line.get_color()) for line in intervals}
+    assert colors == {(0.7, 0.9): COLORS["spoof"], (0.4, 0.6): COLORS["bonafide"]}
+    assert ax.get_xlabel().startswith("AUC")
+    plt.close("all")
+
+
+def test_too_few_groups_are_refused(samples):
     x = pd.DataFrame({"a": np.arange(6.0)})
     with pytest.raises(ValueError, match="two groups"):
         probe_scores(x, [0, 0, 0, 1, 1, 1], ["s"] * 6)
     assert probe_scores(x[[]], [0, 0, 1, 1, 0, 1], list("abcdef")).tolist() == [0] * 6
     with pytest.raises(ValueError, match="unknown labels"):
         shortcuts(Manifest(samples.utterances.assign(label="", attack="")), x)
+    with pytest.raises(ValueError, match=f"6 rows, and the manifest {len(samples)} recordings"):
+        shortcuts(samples, x)

@@ -26,7 +26,27 @@ from ..registry import unknown
 
 # %% ../../nbs/3_augmentation/03_codecs.ipynb #1551ff92
 def g711_levels(law: str) -> np.ndarray:
-    """All values that G.711 can transmit, rising, in [-1, 1]: 255 for "mulaw", 256 for "alaw" (ITU-T G.711)."""
+    """All values that G.711 can transmit, rising, in [-1, 1] (ITU-T G.711).
+
+    Parameters
+    ----------
+    law : str
+        "mulaw" (255 values) or "alaw" (256).
+
+    Returns
+    -------
+    numpy.ndarray, float32
+
+    Raises
+    ------
+    ValueError
+        Another law.
+
+    Examples
+    --------
+    >>> len(g711_levels("mulaw")), len(g711_levels("alaw"))
+    (255, 256)
+    """
     piece = np.arange(8)[:, None]
     step = np.arange(16)
     if law == "mulaw":
@@ -40,9 +60,14 @@ def g711_levels(law: str) -> np.ndarray:
 
 
 def g711(wave: Tensor, law: str = "mulaw") -> Tensor:
-    """Round every sample to the nearest level of G.711; any shape, any device."""
+    """Round every sample to the nearest level of G.711; any shape, any device.
+
+    >>> g711(torch.tensor([1.0, 0.5, 0.1]))
+    tensor([0.9803, 0.5116, 0.0995])
+    """
     levels = torch.from_numpy(g711_levels(law)).to(wave)
-    return levels[torch.bucketize(wave.contiguous(), (levels[1:] + levels[:-1]) / 2)]
+    borders = (levels[1:] + levels[:-1]) / 2
+    return levels[torch.bucketize(wave.contiguous(), borders)]
 
 # %% ../../nbs/3_augmentation/03_codecs.ipynb #ecba1981
 @dataclass(frozen=True)
@@ -51,8 +76,10 @@ class CodecSpec:
 
     Attributes
     ----------
-    library, encoder, decoder : str
-        "FFmpeg" (through PyAV), "soundfile" or "table"; what the two halves are called there.
+    library : str
+        "FFmpeg" (through PyAV), "soundfile" or "table" (ours).
+    encoder, decoder : str
+        What the two halves are called there; soundfile has one name for both, "FORMAT/SUBTYPE".
     bitrates : tuple of float
         The choice, in kbit/s.
     met_in : str
@@ -60,7 +87,7 @@ class CodecSpec:
     rate : int
         Sampling rate that the codec works at, Hz.
     samples : str
-        What the encoder takes: 16-bit integers or floats.
+        What an encoder of FFmpeg takes: 16-bit integers ("s16") or floats ("flt", "fltp").
     """
 
     library: str
@@ -94,13 +121,17 @@ class CodecMissing(RuntimeError):
 
 
 def _available(spec: CodecSpec) -> bool:
+    """Whether this machine can encode and decode."""
+    if spec.library == "table":
+        return True
     if spec.library == "soundfile":
         kind, subtype = spec.encoder.split("/")
         return subtype in sf.available_subtypes(kind)
-    return spec.library == "table" or spec.encoder in av.codecs_available and _has_encoder(spec.encoder)
+    return spec.encoder in av.codecs_available and _has_encoder(spec.encoder)
 
 
 def _has_encoder(name: str) -> bool:
+    """Whether FFmpeg has the encoder, and not only a decoder of the same name."""
     try:
         return av.Codec(name, "w").is_encoder
     except av.codec.codec.UnknownCodecError:
@@ -108,7 +139,11 @@ def _has_encoder(name: str) -> bool:
 
 
 def codecs() -> pd.DataFrame:
-    """Every codec that is known here, and whether this machine can encode with it."""
+    """Every codec that is known here, a row each, and whether this machine can encode with it.
+
+    >>> bool(codecs().available["mulaw"])
+    True
+    """
     rows = [
         {
             "codec": name,
@@ -126,12 +161,24 @@ def codecs() -> pd.DataFrame:
 def require(name: str, bitrate: float | None = None) -> CodecSpec:
     """The entry of a codec that can be run here.
 
+    Parameters
+    ----------
+    name : str
+        One of `CODECS`.
+    bitrate : float, optional
+        In kbit/s.
+
     Raises
     ------
     ValueError
         No such codec, or not one of its bit rates.
     CodecMissing
         Its encoder is not on this machine.
+
+    Examples
+    --------
+    >>> require("alaw", 64).rate
+    8000
     """
     if name not in CODECS:
         raise unknown("codec", name, CODECS)
@@ -139,7 +186,7 @@ def require(name: str, bitrate: float | None = None) -> CodecSpec:
     if bitrate is not None and bitrate not in spec.bitrates:
         raise ValueError(f"{name} has no bit rate of {bitrate} kbit/s here; choose one of {spec.bitrates}")
     if not _available(spec):
-        have = ", ".join(n for n, s in CODECS.items() if _available(s))
+        have = ", ".join(other for other, s in CODECS.items() if _available(s))
         owner = "PyAV's FFmpeg" if spec.library == "FFmpeg" else "libsndfile"
         raise CodecMissing(
             f"codec {name!r} needs the encoder {spec.encoder}, which {owner} on this machine was built without: "
@@ -149,8 +196,25 @@ def require(name: str, bitrate: float | None = None) -> CodecSpec:
     return spec
 
 # %% ../../nbs/3_augmentation/03_codecs.ipynb #76a3bbb7
+_TAIL = 2048  # zeros that push the end out of encoder and decoder
+
+
 def encode(wave: np.ndarray, spec: CodecSpec, bitrate: float) -> tuple[list[av.Packet], bytes | None]:
-    """Packets of a waveform (T,) at the codec's own rate, and what a decoder has to know beforehand."""
+    """Run an encoder of FFmpeg.
+
+    Parameters
+    ----------
+    wave : numpy.ndarray, float32, shape (T,)
+        At the codec's own rate.
+    spec : CodecSpec
+    bitrate : float
+        In kbit/s.
+
+    Returns
+    -------
+    packets, extradata : list of av.Packet, bytes or None
+        What goes over the line, and what a decoder has to know beforehand.
+    """
     encoder = av.CodecContext.create(spec.encoder, "w")
     encoder.sample_rate = spec.rate
     encoder.format = spec.samples
@@ -158,22 +222,24 @@ def encode(wave: np.ndarray, spec: CodecSpec, bitrate: float) -> tuple[list[av.P
     encoder.bit_rate = round(1000 * bitrate)
     encoder.open()
     size = encoder.frame_size or 320  # G.711's has no frames
-    packets = []
-    wave = np.pad(wave, (0, 2048 + -(len(wave) + 2048) % size))  # zeros push the end out of encoder and decoder
+    to_a_frame = -(len(wave) + _TAIL) % size
+    wave = np.pad(wave, (0, _TAIL + to_a_frame))
     if spec.samples == "s16":
         wave = np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
+    packets = []
     for at in range(0, len(wave), size):
         frame = av.AudioFrame.from_ndarray(wave[None, at : at + size], format=spec.samples, layout="mono")
         frame.sample_rate = spec.rate
         frame.pts = at
         packets += encoder.encode(frame)
-    return packets + encoder.encode(None), encoder.extradata
+    packets += encoder.encode(None)
+    return packets, encoder.extradata
 
 
 def decode_packets(
     packets: list[av.Packet], extradata: bytes | None, spec: CodecSpec, bitrate: float
 ) -> np.ndarray:
-    """Back to a waveform at `SAMPLE_RATE`: late, and longer than it was."""
+    """Back to a waveform at `SAMPLE_RATE`, float32 (T',): late, and longer than it was."""
     decoder = av.CodecContext.create(spec.decoder, "r")
     decoder.sample_rate = spec.rate
     decoder.layout = "mono"
@@ -181,52 +247,61 @@ def decode_packets(
     decoder.options = {"flags2": "+skip_manual"}
     if spec.decoder == "g722":  # the lower rates are the full one without its last bits
         decoder.options |= {"bits_per_codeword": str(int(bitrate) // 8)}
-    frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+    frames = []
+    for packet in [*packets, None]:
+        frames += decoder.decode(packet)
     wave = np.concatenate([frame.to_ndarray().reshape(-1) for frame in frames])
-    wave = wave / np.float32(32768) if wave.dtype == np.int16 else wave
+    if wave.dtype == np.int16:
+        wave = wave / np.float32(32768)
     return resample(wave, frames[0].sample_rate)
 
 # %% ../../nbs/3_augmentation/03_codecs.ipynb #a11ca43a
 def _by_soundfile(wave: np.ndarray, spec: CodecSpec, bitrate: float) -> np.ndarray:
+    """Write to a file in memory, and read it."""
     kind, subtype = spec.encoder.split("/")
-    level = {"compression_level": 1 - (bitrate - 24) / 80} if subtype == "VORBIS" else {}
+    options = {}
+    if subtype == "VORBIS":
+        options["compression_level"] = 1 - (bitrate - 24) / 80
     file = io.BytesIO()
-    sf.write(file, wave, spec.rate, format=kind, subtype=subtype, **level)
+    sf.write(file, wave, spec.rate, format=kind, subtype=subtype, **options)
     file.seek(0)
     return resample(sf.read(file, dtype="float32")[0], spec.rate)
-
-
-def _by_table(wave: np.ndarray, name: str, rate: int) -> np.ndarray:
-    return resample(g711(torch.from_numpy(wave), name).numpy(), rate)
 
 
 def _uncut(wave: np.ndarray, name: str, bitrate: float) -> np.ndarray:
     """Through a codec, with its delay and its tail; at `SAMPLE_RATE` on both sides."""
     spec = require(name, bitrate)
-    rate = round(125 * bitrate) if spec.library == "table" else spec.rate  # eight bits a sample
-    wave = resample(wave, SAMPLE_RATE, rate)
     if spec.library == "table":
-        return _by_table(wave, name, rate)
+        rate = round(1000 * bitrate / 8)  # eight bits a sample
+        wave = resample(wave, SAMPLE_RATE, rate)
+        return resample(g711(torch.from_numpy(wave), name).numpy(), rate)
+    wave = resample(wave, SAMPLE_RATE, spec.rate)
     if spec.library == "soundfile":
-        return _by_soundfile(np.pad(wave, (0, 2048)), spec, bitrate)
-    return decode_packets(*encode(wave, spec, bitrate), spec, bitrate)
+        return _by_soundfile(np.pad(wave, (0, _TAIL)), spec, bitrate)
+    packets, extradata = encode(wave, spec, bitrate)
+    return decode_packets(packets, extradata, spec, bitrate)
 
 # %% ../../nbs/3_augmentation/03_codecs.ipynb #7bf7f640
 def best_lag(wave: np.ndarray, late: np.ndarray) -> int:
-    """By how many samples `late` follows `wave`: where their cross-correlation is largest."""
-    n = 1 << int(np.ceil(np.log2(len(wave) + len(late))))
+    """By how many samples `late` follows `wave`: where their cross-correlation is largest.
+
+    >>> best_lag(np.array([0.0, 1.0, 0.0, 0.0]), np.array([0.0, 0.0, 0.0, 1.0]))
+    2
+    """
+    n = 2 ** int(np.ceil(np.log2(len(wave) + len(late))))
     match = np.fft.irfft(np.fft.rfft(late, n) * np.conj(np.fft.rfft(wave, n)), n)
     lag = int(match.argmax())
     return lag if lag < n // 2 else lag - n
 
 
 def probe(seconds: float = 1.0) -> np.ndarray:
-    """A sound for measuring delays: noise from 300 to 3000 Hz, in four bursts a second, always the same."""
+    """A sound for measuring delays, always the same: noise from 300 to 3000 Hz, four bursts a second; float32."""
     n = round(seconds * SAMPLE_RATE)
     spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(n))
     hertz = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
     noise = np.fft.irfft(spectrum * ((hertz > 300) & (hertz < 3000)), n)
-    return (0.2 * noise * np.sin(4 * np.pi * np.arange(n) / SAMPLE_RATE) ** 2).astype(np.float32)
+    bursts = np.sin(4 * np.pi * np.arange(n) / SAMPLE_RATE) ** 2
+    return (0.2 * noise * bursts).astype(np.float32)
 
 
 @lru_cache
@@ -256,11 +331,19 @@ def round_trip(wave: np.ndarray, name: str, bitrate: float | None = None) -> np.
     ------
     ValueError, CodecMissing
         As `require` does.
+
+    Examples
+    --------
+    >>> round_trip(np.zeros(1000, np.float32), "alaw", 64).shape
+    (1000,)
     """
     bitrates = require(name, bitrate).bitrates
-    bitrate = bitrates[len(bitrates) // 2] if bitrate is None else bitrate
+    if bitrate is None:
+        bitrate = bitrates[len(bitrates) // 2]
     delay = codec_delay(name, bitrate)
-    late = np.pad(_uncut(np.asarray(wave, np.float32), name, bitrate), (max(-delay, 0), 0))
+    late = _uncut(np.asarray(wave, np.float32), name, bitrate)
+    if delay < 0:  # a decoder that takes away more than the delay
+        late = np.pad(late, (-delay, 0))
     return late[max(delay, 0) :][: len(wave)].clip(-1, 1)
 
 # %% ../../nbs/3_augmentation/03_codecs.ipynb #95ea9806
@@ -280,29 +363,46 @@ class Codec(Transform):
     ------
     ValueError, CodecMissing
         When built: an unknown codec or bit rate, or an encoder that this machine lacks.
+
+    Examples
+    --------
+    >>> Codec(["mp3", "opus"], bitrate=[6, 16]).choices
+    {'mp3': [16], 'opus': [6, 16]}
     """
 
     on_cpu = True
 
-    def __init__(self, name="mp3", bitrate=None, p: float = 1.0, seed: int = 0):
+    def __init__(
+        self,
+        name: str | Sequence[str] = "mp3",
+        bitrate: float | Sequence[float] | None = None,
+        p: float = 1.0,
+        seed: int = 0,
+    ):
         super().__init__(p, seed)
         names = [name] if isinstance(name, str) else list(name)
         if not names:
             raise ValueError("a Codec needs the name of at least one codec")
         wanted = [] if bitrate is None else list(np.atleast_1d(bitrate))
-        self.choices = {n: [b for b in require(n).bitrates if not wanted or b in wanted] for n in names}
-        for n, rates in self.choices.items():
+        self.choices: dict[str, list[float]] = {}
+        for codec in names:
+            offered = require(codec).bitrates
+            rates = [rate for rate in offered if rate in wanted] if wanted else list(offered)
             if not rates:
-                raise ValueError(f"{n} has no bit rate of {wanted} kbit/s here; choose from {CODECS[n].bitrates}")
+                raise ValueError(f"{codec} has no bit rate of {wanted} kbit/s here; choose from {offered}")
+            self.choices[codec] = rates
 
     def draw(self, rng: np.random.Generator) -> tuple[str, float]:
         """A codec and a bit rate in kbit/s."""
-        name = list(self.choices)[rng.integers(len(self.choices))]
-        return name, self.choices[name][rng.integers(len(self.choices[name]))]
+        names = list(self.choices)
+        name = names[rng.integers(len(names))]
+        rates = self.choices[name]
+        return name, rates[rng.integers(len(rates))]
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """Every recording through the codec that its generator draws."""
         wave = batch.wave.clone()
         for row, n, rng in zip(wave, batch.lengths.tolist(), rngs, strict=True):
-            row[:n] = torch.from_numpy(round_trip(row[:n].cpu().numpy(), *self.draw(rng)))
+            name, bitrate = self.draw(rng)
+            row[:n] = torch.from_numpy(round_trip(row[:n].cpu().numpy(), name, bitrate))
         return replace(batch, wave=wave)

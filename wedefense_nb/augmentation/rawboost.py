@@ -22,22 +22,57 @@ from ..data.batches import Batch
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #8014b3b4
 @dataclass(frozen=True)
 class RawBoostOptions:
-    """Ranges to draw from; the defaults are the published ones (Tak et al., 2022)."""
+    """Ranges to draw from, as (low, high); the defaults are the published ones (Tak et al., 2022).
 
-    n_bands: int = 5  # notches in a row
-    frequency: tuple[float, float] = (20.0, 8000.0)  # centre of a notch, Hz
-    bandwidth: tuple[float, float] = (100.0, 1000.0)  # Hz
-    taps: tuple[int, int] = (10, 100)  # of a notch's filter; made odd
-    gain: tuple[float, float] = (0.0, 0.0)  # dB, of the linear part and of noise
-    powers: int = 5  # x, x², … of the non-linear part
-    bias: tuple[float, float] = (-20.0, -5.0)  # dB, gain of the powers above 1
-    impulses: float = 10.0  # at most so many per cent of the samples
-    strength: float = 2.0  # of the impulses
-    snr: tuple[float, float] = (10.0, 40.0)  # dB, of the stationary noise
+    Attributes
+    ----------
+    n_bands : int
+        Notches in a row.
+    frequency, bandwidth : (float, float)
+        Centre and width of a notch, Hz.
+    taps : (int, int)
+        Length of a notch's filter; made odd.
+    gain : (float, float)
+        Of the linear part and of noise, dB.
+    powers : int
+        How many powers of the signal: x, x², …
+    bias : (float, float)
+        Gain of the powers above 1, dB.
+    impulses : float
+        At most so many per cent of the samples are hit.
+    strength : float
+        Of the impulses.
+    snr : (float, float)
+        Of the stationary noise, dB.
+    """
+
+    n_bands: int = 5
+    frequency: tuple[float, float] = (20.0, 8000.0)
+    bandwidth: tuple[float, float] = (100.0, 1000.0)
+    taps: tuple[int, int] = (10, 100)
+    gain: tuple[float, float] = (0.0, 0.0)
+    powers: int = 5
+    bias: tuple[float, float] = (-20.0, -5.0)
+    impulses: float = 10.0
+    strength: float = 2.0
+    snr: tuple[float, float] = (10.0, 40.0)
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #6bd8e14c
 def draw_notches(rng: np.random.Generator, o: RawBoostOptions, gain: tuple[float, float]) -> np.ndarray:
-    """A cascade of notches: (n_bands + 1, 3), rows of edge 1 (Hz), edge 2 (Hz), taps; the last row holds the gain (dB)."""
+    """A cascade of notches.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    o : RawBoostOptions
+    gain : (float, float)
+        Range of the cascade's gain, dB.
+
+    Returns
+    -------
+    numpy.ndarray, float64, shape (n_bands + 1, 3)
+        A row a notch: lower edge (Hz), upper edge (Hz), taps. The last row holds the gain (dB).
+    """
     rows = []
     for _ in range(o.n_bands):
         centre = rng.uniform(*o.frequency)
@@ -46,7 +81,8 @@ def draw_notches(rng: np.random.Generator, o: RawBoostOptions, gain: tuple[float
         low = max(centre - width / 2, 0.001)
         high = min(centre + width / 2, SAMPLE_RATE / 2 - 0.001)
         rows.append((low, high, taps))
-    return np.array([*rows, (rng.uniform(*gain), 0.0, 0.0)])
+    rows.append((rng.uniform(*gain), 0.0, 0.0))
+    return np.array(rows)
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #23f456a7
 NOISE_LENGTH = 2**22  # samples, a little more than four minutes
@@ -59,22 +95,44 @@ def white_noise(device: str = "cpu") -> Tensor:
 
 
 def noise_stretch(start: int, length: int, device: str = "cpu") -> Tensor:
-    """`length` samples of `white_noise`, which goes round and round: (length,)."""
+    """`length` samples of `white_noise`, which goes round and round: float32, (length,).
+
+    >>> bool((noise_stretch(NOISE_LENGTH - 2, 5)[2:] == white_noise()[:3]).all())
+    True
+    """
     stretch = white_noise(device)[start : start + length]
     missing = length - len(stretch)
-    return torch.cat([stretch, noise_stretch(0, missing, device)]) if missing else stretch
+    if missing:
+        stretch = torch.cat([stretch, noise_stretch(0, missing, device)])
+    return stretch
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #40e4da14
 @dataclass
 class Draws:
-    """What chance decided for one recording."""
+    """What chance decided for one recording.
 
-    convolutive: list[np.ndarray] = field(default_factory=list)  # one cascade a power of the signal
-    positions: np.ndarray | None = None  # samples that get an impulse
-    impulses: np.ndarray | None = None  # their factors, in [-1, 1]
-    stretch: tuple[int, int] | None = None  # of `white_noise`: first sample, length
-    colour: np.ndarray | None = None  # the noise's cascade
-    snr: float = 0.0  # dB
+    Attributes
+    ----------
+    convolutive : list of numpy.ndarray
+        From `draw_notches`, one cascade a power of the signal.
+    positions : numpy.ndarray, int, or None
+        Samples that get an impulse.
+    impulses : numpy.ndarray, float32, or None
+        Their factors, in [-1, 1].
+    stretch : (int, int) or None
+        Of `white_noise`: first sample, length.
+    colour : numpy.ndarray or None
+        The noise's cascade.
+    snr : float
+        dB.
+    """
+
+    convolutive: list[np.ndarray] = field(default_factory=list)
+    positions: np.ndarray | None = None
+    impulses: np.ndarray | None = None
+    stretch: tuple[int, int] | None = None
+    colour: np.ndarray | None = None
+    snr: float = 0.0
 
     @property
     def noise(self) -> np.ndarray:
@@ -83,15 +141,27 @@ class Draws:
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #71f9476a
 def draw(rng: np.random.Generator, length: int, kinds: str, o: RawBoostOptions) -> Draws:
-    """Draw for a recording of `length` samples; `kinds` is a subset of "LIS" (convolutive, impulsive, stationary)."""
+    """Draw for one recording.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    length : int
+        In samples.
+    kinds : str
+        Which of "L" (convolutive), "I" (impulsive), "S" (stationary); other characters do not matter.
+    o : RawBoostOptions
+    """
     d = Draws()
     if "L" in kinds:
-        d.convolutive = [draw_notches(rng, o, o.gain if i == 0 else o.bias) for i in range(o.powers)]
+        d.convolutive.append(draw_notches(rng, o, o.gain))
+        for _ in range(1, o.powers):
+            d.convolutive.append(draw_notches(rng, o, o.bias))
     if "I" in kinds:
         n = int(length * rng.uniform(0, o.impulses) / 100)
         d.positions = rng.choice(length, n, replace=False, shuffle=False)  # which order does not matter
-        one, two = 2 * rng.random((2, n), dtype=np.float32) - 1
-        d.impulses = one * two
+        one, other = 2 * rng.random((2, n), dtype=np.float32) - 1
+        d.impulses = one * other
     if "S" in kinds:
         d.stretch = (int(rng.integers(NOISE_LENGTH)), length)
         d.colour = draw_notches(rng, o, o.gain)
@@ -110,27 +180,43 @@ def notch_response(cascades: Tensor) -> Tensor:
     Returns
     -------
     torch.Tensor, float64, shape (..., n)
-        Time zero at index 0, negative times at the end; n is even and as large as the longest cascade needs.
+        Time zero at index 0, negative times at the end; n is even and as large as the longest cascade needs: what
+        `filter_powers` takes.
     """
     low, high, taps = cascades[..., :-1, :].unbind(-1)
+    taps = taps[..., None]
     half = int(taps.max()) // 2
-    total = int(taps.sum(-1).max()) // 2 + 1
-    m = torch.arange(-half, half + 1, dtype=torch.float64, device=cascades.device)
-    f1, f2 = (2 * f[..., None] / SAMPLE_RATE for f in (low, high))
-    ideal = f1 * torch.sinc(f1 * m) + torch.sinc(m) - f2 * torch.sinc(f2 * m)
-    window = 0.54 + 0.46 * torch.cos(2 * torch.pi * m / (taps[..., None] - 1))
-    h = ideal * window * (m.abs() <= (taps[..., None] - 1) / 2)
-    h = h / h.sum(-1, keepdim=True)
-    rounds = -(-total // 512)  # the gain is read at 512 frequencies, as `scipy.signal.freqz` does
-    padded = torch.nn.functional.pad(h, (0, 1024 * rounds - len(m))).roll(-half, -1)
+    time = torch.arange(-half, half + 1, dtype=torch.float64, device=cascades.device)
+    f1 = 2 * low[..., None] / SAMPLE_RATE
+    f2 = 2 * high[..., None] / SAMPLE_RATE
+    ideal = f1 * torch.sinc(f1 * time) + torch.sinc(time) - f2 * torch.sinc(f2 * time)
+    window = 0.54 + 0.46 * torch.cos(2 * torch.pi * time / (taps - 1))
+    notches = ideal * window * (time.abs() <= (taps - 1) / 2)
+    notches = notches / notches.sum(-1, keepdim=True)
+    side = int(taps.sum(-2).max()) // 2 + 1  # times of a cascade, from zero on
+    rounds = -(-side // 512)  # the gain is read at 512 frequencies, as `scipy.signal.freqz` does
+    padded = torch.nn.functional.pad(notches, (0, 1024 * rounds - len(time))).roll(-half, -1)
     spectrum = torch.fft.rfft(padded).real.prod(-2)
-    gain = 10 ** (cascades[..., -1, 0] / 20) / spectrum[..., : 512 * rounds : rounds].abs().amax(-1)
-    h = torch.fft.irfft(spectrum.to(torch.complex128)) * gain[..., None]
-    return torch.cat([h[..., :total], h[..., -total:]], -1)
+    largest = spectrum[..., : 512 * rounds : rounds].abs().amax(-1)
+    gain = 10 ** (cascades[..., -1, 0] / 20) / largest
+    response = torch.fft.irfft(spectrum.to(torch.complex128)) * gain[..., None]
+    return torch.cat([response[..., :side], response[..., -side:]], -1)
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #f8215842
 def convolutive(wave: Tensor, lengths: Tensor, draws: Sequence[Draws]) -> Tensor:
-    """LnL: powers of the signal through notch cascades, summed, free of its mean, at most 1 in size; (B, T) to (B, T)."""
+    """LnL: powers of the signal through notch cascades, summed, free of their mean, at most 1 in size.
+
+    Parameters
+    ----------
+    wave, lengths : torch.Tensor, shape (B, T), (B,)
+        Zero beyond each recording's end, as is what comes out.
+    draws : sequence of Draws
+        One for each recording, of kind "L".
+
+    Returns
+    -------
+    torch.Tensor, shape (B, T)
+    """
     cascades = torch.from_numpy(np.array([d.convolutive for d in draws])).to(wave.device)
     y = zero_padding(filter_powers(wave, notch_response(cascades)), lengths)
     y -= y.sum(1, keepdim=True) / lengths[:, None]
@@ -138,27 +224,54 @@ def convolutive(wave: Tensor, lengths: Tensor, draws: Sequence[Draws]) -> Tensor
 
 
 def impulsive(wave: Tensor, lengths: Tensor, draws: Sequence[Draws], strength: float = 2.0) -> Tensor:
-    """ISD: a few samples are changed in proportion to themselves; at most 1 in size; (B, T) to (B, T)."""
+    """ISD: a few samples are changed in proportion to themselves; at most 1 in size.
+
+    Parameters
+    ----------
+    wave, lengths
+        As for `convolutive`.
+    draws : sequence of Draws
+        Of kind "I".
+    strength : float
+        A sample x becomes x + strength · impulse · x.
+
+    Returns
+    -------
+    torch.Tensor, shape (B, T)
+    """
     at = np.concatenate([d.positions + i * wave.shape[1] for i, d in enumerate(draws)])
     factors = 1 + strength * np.concatenate([d.impulses for d in draws]).astype(np.float32)
     y = wave.clone()
-    at = torch.from_numpy(at).to(wave.device)
-    factors = torch.from_numpy(factors).to(wave)
-    y.view(-1)[at] *= factors
+    y.view(-1)[torch.from_numpy(at).to(wave.device)] *= torch.from_numpy(factors).to(wave)
     return limit(y)
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #f59d39f0
 def stationary(wave: Tensor, lengths: Tensor, draws: Sequence[Draws]) -> Tensor:
-    """SSI: coloured noise at a drawn SNR, in the energy of the whole recording; (B, T) to (B, T). Silence stays silent."""
+    """SSI: coloured noise at a drawn SNR, in the energy of the whole recording; silence stays silent.
+
+    Parameters
+    ----------
+    wave, lengths
+        As for `convolutive`.
+    draws : sequence of Draws
+        Of kind "S".
+
+    Returns
+    -------
+    torch.Tensor, shape (B, T)
+        It may exceed 1, as the published one does.
+    """
     white = torch.zeros_like(wave)
     for row, d in zip(white, draws, strict=True):
-        row[: d.stretch[1]] = noise_stretch(*d.stretch, str(wave.device))
-    responses = notch_response(torch.from_numpy(np.array([[d.colour] for d in draws])).to(wave.device))
-    noise = zero_padding(filter_powers(white, responses), lengths)
-    return mix(wave, noise, torch.tensor([d.snr for d in draws], dtype=wave.dtype, device=wave.device))
+        start, length = d.stretch
+        row[:length] = noise_stretch(start, length, str(wave.device))
+    colours = torch.from_numpy(np.array([[d.colour] for d in draws])).to(wave.device)
+    noise = zero_padding(filter_powers(white, notch_response(colours)), lengths)
+    snr = torch.tensor([d.snr for d in draws], dtype=wave.dtype, device=wave.device)
+    return mix(wave, noise, snr)
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #e3258786
-ALGORITHMS = {1: "L", 2: "I", 3: "S", 4: "LIS", 5: "LI", 6: "LS", 7: "IS", 8: "L+I"}
+ALGORITHMS = {1: "L", 2: "I", 3: "S", 4: "LIS", 5: "LI", 6: "LS", 7: "IS", 8: "L+I"}  # "+": the sum of both
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #7dec8409
 class RawBoost(Transform):
@@ -175,6 +288,11 @@ class RawBoost(Transform):
         What happens to a recording is a function of (seed, epoch, utt).
     **options
         `RawBoostOptions`.
+
+    Raises
+    ------
+    ValueError
+        No such algorithm.
     """
 
     def __init__(self, algo: int = 5, p: float = 1.0, seed: int = 0, **options):
@@ -195,12 +313,17 @@ class RawBoost(Transform):
         return batch
 
     def _apply(self, wave: Tensor, lengths: Tensor, draws: list[Draws], kinds: str) -> Tensor:
-        steps = {"L": convolutive, "I": impulsive, "S": stationary}
+        """A few recordings through the steps of an algorithm."""
         if "+" in kinds:
-            return limit(
-                convolutive(wave, lengths, draws) + impulsive(wave, lengths, draws, self.options.strength)
-            )
+            one, other = (self._step(kind, wave, lengths, draws) for kind in kinds.split("+"))
+            return limit(one + other)
         for kind in kinds:
-            extra = {"strength": self.options.strength} if kind == "I" else {}
-            wave = steps[kind](wave, lengths, draws, **extra)
+            wave = self._step(kind, wave, lengths, draws)
         return wave
+
+    def _step(self, kind: str, wave: Tensor, lengths: Tensor, draws: list[Draws]) -> Tensor:
+        if kind == "L":
+            return convolutive(wave, lengths, draws)
+        if kind == "I":
+            return impulsive(wave, lengths, draws, self.options.strength)
+        return stationary(wave, lengths, draws)

@@ -9,7 +9,7 @@ __all__ = ['SOURCE_KINDS', 'FOLDERS', 'SNRS', 'read_sources', 'of_kind', 'find_s
 # %% ../../nbs/3_augmentation/05_surroundings.ipynb #c57c8756
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,20 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from .transforms import Transform, keep_level, mix
-from ..data.audio import SAMPLE_RATE, decode, info, resample
+from ..data.audio import SAMPLE_RATE, AudioInfo, decode, info, resample
 from ..data.batches import Batch, frame_mask
 from ..data.manifest import Manifest
 
 # %% ../../nbs/3_augmentation/05_surroundings.ipynb #020f7ce6
 SOURCE_KINDS = ("noise", "music", "speech", "rir")
-FOLDERS = {"noise": "noise", "music": "music", "speech": "speech", "pointsource_noises": "noise"}
-FOLDERS |= {"real_rirs_isotropic_noises": "rir", "simulated_rirs": "rir"}
+FOLDERS = {  # of MUSAN and RIRS_NOISES, and the kind of what lies in them
+    "noise": "noise",
+    "music": "music",
+    "speech": "speech",
+    "pointsource_noises": "noise",
+    "real_rirs_isotropic_noises": "rir",
+    "simulated_rirs": "rir",
+}
 
 
 def read_sources(table) -> pd.DataFrame:
@@ -36,16 +42,20 @@ def read_sources(table) -> pd.DataFrame:
     Parameters
     ----------
     table : path or Manifest
-        A CSV file with these columns, paths relative to its folder; or a manifest (or its folder) whose
-        utterances have a column `kind`.
+        A CSV file with these columns, paths relative to its folder, or a folder with such a `sources.csv`; or a
+        manifest (or its folder) whose utterances have a column `kind`.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        No such table, a missing column, an unknown kind, a file that is not there.
+    FileNotFoundError
+        No such table, or a file in it is not there.
+    ValueError
+        A missing column, or an unknown kind; the message says what there is.
     """
     if not isinstance(table, Manifest) and Path(table).is_dir():
-        table = Manifest.read(table, files=False)
+        folder = Path(table)
+        written = folder / "sources.csv"
+        table = written if written.is_file() else Manifest.read(folder, files=False)
     if isinstance(table, Manifest):
         return _checked(table.utterances.rename(columns={"utt": "id"}), table.root, "the manifest of sources")
     if not Path(table).is_file():
@@ -54,14 +64,16 @@ def read_sources(table) -> pd.DataFrame:
 
 # %% ../../nbs/3_augmentation/05_surroundings.ipynb #0019ad02
 def _checked(table: pd.DataFrame, root: Path, name) -> pd.DataFrame:
-    missing = [c for c in ("id", "path", "kind", "duration") if c not in table]
+    """The four columns of a table of sources, with complete paths; `name` is what errors call it."""
+    columns = ["id", "path", "kind", "duration"]
+    missing = [column for column in columns if column not in table]
     if missing:
         raise ValueError(f"{name}: missing columns {missing}; found {list(table.columns)}")
     unknown = sorted(set(table.kind.astype(str)) - set(SOURCE_KINDS))
     if unknown or table.empty:
         raise ValueError(f"{name}: kinds must be among {SOURCE_KINDS}, found {unknown or 'no rows'}")
-    table = table[["id", "path", "kind", "duration"]].assign(path=[str(root / p) for p in table.path])
-    absent = [p for p in table.path if not Path(p).is_file()]
+    table = table[columns].assign(path=[str(root / path) for path in table.path])
+    absent = [path for path in table.path if not Path(path).is_file()]
     if absent:
         raise FileNotFoundError(
             f"{name}: {len(absent)} of {len(table)} files are not there, the first is {absent[0]}"
@@ -70,7 +82,12 @@ def _checked(table: pd.DataFrame, root: Path, name) -> pd.DataFrame:
 
 
 def of_kind(sources: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """The rows of one kind; `ValueError` if there are none."""
+    """The rows of one kind; `ValueError` if there are none.
+
+    >>> sources = pd.DataFrame({"id": ["rain", "hall"], "kind": ["noise", "rir"]})
+    >>> of_kind(sources, "rir").id.tolist()
+    ['hall']
+    """
     found = sources[sources.kind == kind].reset_index(drop=True)
     if found.empty:
         raise ValueError(f"no sources of kind {kind!r}; there are {sources.kind.value_counts().to_dict()}")
@@ -81,14 +98,32 @@ def find_sources(folder) -> pd.DataFrame:
     """List MUSAN's, RIRS_NOISES' or a like folder: the kind follows from the folders' names (`FOLDERS`).
 
     Write it with ``.to_csv(f"{folder}/sources.csv", index=False)`` and read it with `read_sources`.
+
+    Parameters
+    ----------
+    folder : str or Path
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `id, path, kind, duration`; paths are relative to the folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        No sound in a folder of a known name.
     """
     found = []
     for file in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".wav", ".flac")):
         path = file.relative_to(folder)
-        kinds = [FOLDERS[part] for part in (Path(folder).name, *path.parts[:-1]) if part in FOLDERS]
-        if kinds:  # among the real rooms lie recordings of their noise
-            kind = "noise" if "_noise_" in f"_{path.stem}_" else kinds[-1]
-            found.append((path.with_suffix("").as_posix(), path.as_posix(), kind, info(file).duration))
+        folders = (Path(folder).name, *path.parts[:-1])
+        kinds = [FOLDERS[part] for part in folders if part in FOLDERS]
+        if not kinds:
+            continue
+        kind = kinds[-1]
+        if "_noise_" in f"_{path.stem}_":  # among the real rooms lie recordings of their noise
+            kind = "noise"
+        found.append((path.with_suffix("").as_posix(), path.as_posix(), kind, info(file).duration))
     if not found:
         raise FileNotFoundError(f"{folder}: no wav or flac files in folders named {sorted(FOLDERS)}")
     return pd.DataFrame(found, columns=["id", "path", "kind", "duration"])
@@ -100,7 +135,9 @@ def speech_sources(manifest: Manifest) -> pd.DataFrame:
     return _checked(real.utterances.rename(columns={"utt": "id"}).assign(kind="speech"), real.root, "speech")
 
 # %% ../../nbs/3_augmentation/05_surroundings.ipynb #c229d608
-_header = lru_cache(maxsize=None)(info)
+@cache
+def _header(path: str) -> AudioInfo:
+    return info(path)
 
 
 @lru_cache(maxsize=64)
@@ -111,14 +148,27 @@ def read_whole(path: str) -> np.ndarray:
 
 
 def read_stretch(path: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """`n` samples from a random place of a source; one that is shorter goes round and round."""
-    about = _header(path)
-    if about.sample_rate == SAMPLE_RATE and about.frames > max(n, 30 * SAMPLE_RATE):
-        start = int(rng.integers(about.frames - n + 1))
+    """`n` samples from a random place of a source; one that is shorter goes round and round.
+
+    Parameters
+    ----------
+    path : str
+    n : int
+        Samples at 16 kHz.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    numpy.ndarray, float32, shape (n,)
+    """
+    header = _header(path)
+    if header.sample_rate == SAMPLE_RATE and header.frames > max(n, 30 * SAMPLE_RATE):  # too long to be kept
+        start = int(rng.integers(header.frames - n + 1))
         return sf.read(path, n, start, dtype="float32", always_2d=True)[0][:, 0]
     wave = read_whole(path)
     if len(wave) < n:
-        return np.resize(np.roll(wave, -int(rng.integers(len(wave)))), n)
+        start = int(rng.integers(len(wave)))
+        return np.resize(np.roll(wave, -start), n)
     start = int(rng.integers(len(wave) - n + 1))
     return wave[start : start + n]
 
@@ -127,7 +177,7 @@ SNRS = {"noise": (0.0, 15.0), "music": (5.0, 15.0), "speech": (10.0, 30.0)}
 
 # %% ../../nbs/3_augmentation/05_surroundings.ipynb #58185df6
 class AddNoise(Transform):
-    """Noise, music or babble at a random ratio (the scheme of MUSAN: Snyder et al., 2015), at the recording's level.
+    """Noise, music or babble at a random ratio (MUSAN's scheme: Snyder et al., 2015), at the recording's level.
 
     Parameters
     ----------
@@ -139,6 +189,13 @@ class AddNoise(Transform):
         In dB.
     voices : (low, high)
         How many recordings make a babble, both included.
+    p, seed
+        As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        A kind without sources, or without a range of ratios.
     """
 
     on_cpu = True
@@ -148,12 +205,13 @@ class AddNoise(Transform):
         sources: pd.DataFrame,
         kinds: Sequence[str] | None = None,
         snr: Mapping[str, tuple[float, float]] = SNRS,
-        voices=(3, 7),
+        voices: tuple[int, int] = (3, 7),
         p: float = 1.0,
         seed: int = 0,
     ):
         super().__init__(p, seed)
-        kinds = [k for k in snr if (sources.kind == k).any()] if kinds is None else kinds
+        if kinds is None:
+            kinds = [kind for kind in snr if (sources.kind == kind).any()]
         if not kinds or not set(kinds) <= set(snr):
             raise ValueError(
                 f"need sources of kinds {sorted(snr)}; asked for {kinds}, there are {set(sources.kind)}"
@@ -164,33 +222,53 @@ class AddNoise(Transform):
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """One kind, one ratio and one stretch of noise a recording."""
-        kinds = [str(rng.choice(list(self.paths))) for rng in rngs]
-        snr = torch.tensor([rng.uniform(*self.snr[kind]) for kind, rng in zip(kinds, rngs, strict=True)])
         noise = np.zeros(batch.wave.shape, dtype=np.float32)
-        for row, kind, n, rng in zip(noise, kinds, batch.lengths.tolist(), rngs, strict=True):
+        snr = []
+        for row, n, rng in zip(noise, batch.lengths.tolist(), rngs, strict=True):
+            kind = str(rng.choice(list(self.paths)))
+            snr.append(rng.uniform(*self.snr[kind]))
             row[:n] = self.noise(kind, n, rng)
-        mixed = mix(batch.wave, torch.from_numpy(noise).to(batch.wave.device), snr.to(batch.wave))
+        added = torch.from_numpy(noise).to(batch.wave.device)
+        mixed = mix(batch.wave, added, torch.tensor(snr).to(batch.wave))
         return replace(batch, wave=keep_level(mixed, batch.wave))
 
     def noise(self, kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
-        """`n` samples of a kind; babble is the sum of several stretches of equal energy."""
+        """`n` samples of a kind, float32 (n,); babble is the sum of several stretches of equal energy."""
         paths = self.paths[kind]
-        many = 1 if kind != "speech" else int(rng.integers(self.voices[0], self.voices[1] + 1))
-        chosen = rng.choice(len(paths), min(many, len(paths)), replace=False)
-        parts = [read_stretch(paths[i], n, rng) for i in chosen]
-        return sum(x / max(float(np.linalg.norm(x)), 1e-12) for x in parts)
+        voices = 1
+        if kind == "speech":
+            voices = int(rng.integers(self.voices[0], self.voices[1] + 1))
+        chosen = rng.choice(len(paths), min(voices, len(paths)), replace=False)
+        total = np.zeros(n, dtype=np.float32)
+        for i in chosen:
+            stretch = read_stretch(paths[i], n, rng)
+            total += stretch / max(float(np.linalg.norm(stretch)), 1e-12)
+        return total
 
 # %% ../../nbs/3_augmentation/05_surroundings.ipynb #6fc67a95
 def reverberate(wave: Tensor, lengths: Tensor, rooms: Sequence[np.ndarray]) -> Tensor:
-    """Convolve each recording with its room's impulse response, in step with the direct path; (B, T) to (B, T).
+    """Convolve each recording with its room's impulse response, in step with the direct path.
 
     Parameters
     ----------
+    wave, lengths : torch.Tensor, shape (B, T), (B,)
+        Zero beyond each recording's end, as is what comes out.
     rooms : sequence of numpy.ndarray
         One response a recording, of any lengths. Its largest value in size becomes +1 at time zero, so neither
         time nor polarity changes.
+
+    Returns
+    -------
+    torch.Tensor, shape (B, T)
+
+    Examples
+    --------
+    >>> click = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    >>> reverberate(click, torch.tensor([4]), [np.float32([0, -2, -1])]).round(decimals=3).abs()
+    tensor([[0.0000, 1.0000, 0.5000, 0.0000]])
     """
-    n = next_fast_len(wave.shape[1] + max(map(len, rooms)), real=True)
+    longest = max(len(room) for room in rooms)
+    n = next_fast_len(wave.shape[1] + longest, real=True)
     responses = np.zeros((len(rooms), n), dtype=np.float32)
     for row, room in zip(responses, rooms, strict=True):
         peak = int(np.abs(room).argmax())
@@ -209,6 +287,13 @@ class Reverb(Transform):
     ----------
     sources : pandas.DataFrame
         From `read_sources`, with rows of kind `rir`.
+    p, seed
+        As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        No room among the sources; in use, a response that is all zeros.
     """
 
     on_cpu = True
@@ -220,7 +305,7 @@ class Reverb(Transform):
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """One room a recording."""
         rooms = [read_whole(self.paths[int(rng.integers(len(self.paths)))]) for rng in rngs]
-        silent = [room for room in rooms if not np.any(room)]
-        if silent:
+        if not all(np.any(room) for room in rooms):
             raise ValueError("an impulse response is all zeros: remove it from the sources")
-        return replace(batch, wave=keep_level(reverberate(batch.wave, batch.lengths, rooms), batch.wave))
+        wet = reverberate(batch.wave, batch.lengths, rooms)
+        return replace(batch, wave=keep_level(wet, batch.wave))

@@ -24,30 +24,52 @@ from ..task import BONAFIDE
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #9f007d80
 def change_rate(wave: Tensor, old: int, new: int) -> Tensor:
-    """Resample (B, T), band-limited (windowed sinc, Kaiser window), to (B, ceil(T new / old)); zeros surround it."""
+    """Resample (B, T), band-limited (windowed sinc, Kaiser window), to (B, ceil(T new / old)); zeros surround it.
+
+    >>> change_rate(torch.zeros(1, 1000), old=11, new=10).shape
+    torch.Size([1, 910])
+    """
     return resample(wave, old, new, **KAISER)
 
 
 def scale_segments(fakes: np.ndarray, factor: float, seconds: float) -> np.ndarray:
-    """Segments (N, 2) whose times are multiplied by `factor`, inside a recording of so many seconds."""
+    """Segments (N, 2) in seconds, times `factor`, inside a recording of so many seconds.
+
+    >>> scale_segments(np.array([[1.0, 2.0]]), factor=0.5, seconds=0.9)
+    array([[0.5, 0.9]])
+    """
     return (fakes * factor).clip(0, seconds)
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #8792dfb7
 def speed(batch: Batch, factor: float) -> Batch:
-    """Play recordings `factor` times as fast, as a tape does: shorter and higher above 1, longer and lower below."""
+    """Play recordings `factor` times as fast, as a tape does: above 1, they become shorter and higher."""
     ratio = Fraction(factor).limit_denominator(100)
     if ratio == 1:
         return batch
-    lengths = -(-batch.lengths * ratio.denominator // ratio.numerator)
+    lengths = -(-batch.lengths * ratio.denominator // ratio.numerator)  # divided by the ratio, rounded up
     wave = change_rate(batch.wave, ratio.numerator, ratio.denominator)
     wave = limit(zero_padding(wave[:, : int(lengths.max())], lengths))
-    ends = (lengths / SAMPLE_RATE).tolist()
-    fakes = [scale_segments(f, float(1 / ratio), end) for f, end in zip(batch.fakes, ends, strict=True)]
+    fakes = []
+    for segments, n in zip(batch.fakes, lengths.tolist(), strict=True):
+        fakes.append(scale_segments(segments, float(1 / ratio), n / SAMPLE_RATE))
     return replace(batch, wave=wave, lengths=lengths, fakes=fakes)
 
 
 class Speed(Transform):
-    """One of several playing speeds, equally likely (Ko et al., 2015); labels stay, segments follow."""
+    """One of several playing speeds, equally likely (Ko et al., 2015); labels stay, segments follow.
+
+    Parameters
+    ----------
+    factors : sequence of float
+        1.1 is a tenth faster.
+    p, seed
+        As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        No factor, or one outside 0.25 to 4.
+    """
 
     def __init__(self, factors: Sequence[float] = (0.9, 1.0, 1.1), p: float = 1.0, seed: int = 0):
         super().__init__(p, seed)
@@ -60,38 +82,52 @@ class Speed(Transform):
         return by_choice(batch, [float(rng.choice(self.factors)) for rng in rngs], speed)
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #385185b5
-_HOP, _REACH = 256, 160  # samples between pieces of 2 * _HOP, and how far a piece may be looked for
+_HOP = 256  # samples between the middles of two output pieces; a piece is twice as long
+_REACH = 160  # samples that a piece may be looked for to each side
 
 
-def _best_shift(segment: Tensor, template: Tensor) -> Tensor:
-    """Where in each segment (B, n + 2 _REACH) the template (B, n) fits best, relative to the middle: (B,) in samples."""
+def _best_shift(around: Tensor, template: Tensor) -> Tensor:
+    """Where in `around` (B, n + 2 _REACH) the template (B, n) fits best, relative to the middle: (B,), samples."""
     n = template.shape[1]
     size = 2048
-    spectrum = torch.fft.rfft(segment, size) * torch.fft.rfft(template, size).conj()
+    spectrum = torch.fft.rfft(around, size) * torch.fft.rfft(template, size).conj()
     alike = torch.fft.irfft(spectrum, size)[:, : 2 * _REACH + 1]
-    energy = torch.nn.functional.pad(segment.square().cumsum(1), (1, 0))
-    energy = (energy[:, n:] - energy[:, :-n]).clamp(min=1e-9)
-    shift = torch.arange(-_REACH, _REACH + 1, device=segment.device)
+    running = torch.nn.functional.pad(around.square().cumsum(1), (1, 0))
+    energy = (running[:, n:] - running[:, :-n]).clamp(min=1e-9)
+    shift = torch.arange(-_REACH, _REACH + 1, device=around.device)
     prefer = 1e-4 * template.norm(dim=1, keepdim=True) + 1e-12  # of equals, the nearest: silence is not moved
     return shift[(alike / energy.sqrt() - prefer * shift.abs() / _REACH).argmax(1)]
 
 
 def find_pieces(wave: Tensor, tempos: Tensor, count: int) -> Tensor:
-    """Middles of the pieces to read: (B, T) and tempos (B,) to (B, count), in samples (WSOLA's search)."""
+    """The search of WSOLA: where each piece is read.
+
+    Parameters
+    ----------
+    wave : torch.Tensor, shape (B, T)
+    tempos : torch.Tensor, shape (B,)
+    count : int
+        Pieces.
+
+    Returns
+    -------
+    torch.Tensor, int64, shape (B, count)
+        Middles of the pieces, in samples.
+    """
     size = 2 * _HOP
     margin = 2 * _HOP + _REACH
     last = wave.shape[1] + _HOP  # beyond the end all is silence
     x = torch.nn.functional.pad(wave.double(), (margin, margin + 2 * _HOP))
-    piece = x.unfold(1, size, 1)
-    around = x.unfold(1, size + 2 * _REACH, 1)
+    pieces = x.unfold(1, size, 1)
+    surroundings = x.unfold(1, size + 2 * _REACH, 1)
     row = torch.arange(len(x), device=x.device)
     found = [torch.zeros(len(x), dtype=torch.int64, device=x.device)]
     for k in range(1, count):
         goal = (k * _HOP * tempos).round().long().clamp(max=last)
-        follows = (found[-1] + _HOP).clamp(max=last)
-        template = piece[row, follows - _HOP + margin]
-        segment = around[row, goal - _HOP - _REACH + margin]
-        found.append((goal + _best_shift(segment, template)).clamp(min=0, max=last))
+        follows = (found[-1] + _HOP).clamp(max=last)  # what comes after the piece before, in the recording
+        template = pieces[row, follows - _HOP + margin]
+        around = surroundings[row, goal - _HOP - _REACH + margin]
+        found.append((goal + _best_shift(around, template)).clamp(min=0, max=last))
     return torch.stack(found, 1)
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #58f3894b
@@ -109,41 +145,77 @@ def stretch(wave: Tensor, lengths: Tensor, tempos: Tensor) -> tuple[Tensor, Tens
     wave, lengths : torch.Tensor, shape (B, T'), (B,)
     source : torch.Tensor, int64, shape (B, T')
         From which input sample most of each output sample comes.
+
+    Examples
+    --------
+    >>> stretch(torch.zeros(1, 1000), torch.tensor([1000]), torch.tensor([1.25]))[1]
+    tensor([800])
     """
     new = (lengths / tempos.to(lengths.device)).round().long().clamp(min=1)
     total = int(new.max())
     middles = find_pieces(wave, tempos.to(wave.device), total // _HOP + 2)
-    row = torch.arange(len(wave), device=wave.device)[:, None]
     margin = 2 * _HOP
     x = torch.nn.functional.pad(wave, (margin, margin + 4 * _HOP))
-    pieces = x.unfold(1, 2 * _HOP, 1)[row, middles - _HOP + margin] * torch.hann_window(2 * _HOP, device=x.device)
+    row = torch.arange(len(wave), device=wave.device)[:, None]
+    fade = torch.hann_window(2 * _HOP, device=x.device)
+    pieces = x.unfold(1, 2 * _HOP, 1)[row, middles - _HOP + margin] * fade
     out = (pieces[:, :-1, _HOP:] + pieces[:, 1:, :_HOP]).flatten(1)[:, :total]
     at = torch.arange(total, device=wave.device)
     nearest = (at + _HOP // 2) // _HOP
-    return zero_padding(out, new), new, middles[:, nearest] + at - nearest * _HOP
+    source = middles[:, nearest] + at - nearest * _HOP
+    return zero_padding(out, new), new, source
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #93465fdd
 def follow(fakes: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Where segments (N, 2) went: from the first to the last output sample that comes from them; in seconds.
+    """Where segments went: from the first to the last output sample that comes from them.
 
-    A segment of which nothing is left is left out.
+    Parameters
+    ----------
+    fakes : numpy.ndarray, shape (N, 2)
+        In seconds of the input.
+    source : numpy.ndarray, int, shape (T',)
+        From which input sample each output sample comes.
+
+    Returns
+    -------
+    numpy.ndarray, shape (M, 2)
+        In seconds of the output. A segment of which nothing is left is left out.
+
+    Examples
+    --------
+    >>> follow(np.array([[2, 4]]) / 16000, source=np.array([0, 2, 3, 4])) * 16000
+    array([[1., 3.]])
     """
     moved = []
     for start, end in np.round(fakes * SAMPLE_RATE):
         inside = np.flatnonzero((source >= start) & (source < end))
-        moved += [(inside[0] / SAMPLE_RATE, (inside[-1] + 1) / SAMPLE_RATE)] if len(inside) else []
+        if len(inside):
+            moved.append((inside[0] / SAMPLE_RATE, (inside[-1] + 1) / SAMPLE_RATE))
     return np.array(moved).reshape(-1, 2)
 
 
 def moved_batch(batch: Batch, wave: Tensor, lengths: Tensor, fakes: list[np.ndarray]) -> Batch:
     """The batch with new sound and segments; a partial fake of which no fake part is left becomes bona fide."""
     lost = [len(old) > 0 and len(new) == 0 for old, new in zip(batch.fakes, fakes, strict=True)]
-    lost = torch.tensor(lost, device=batch.labels.device)
-    return Batch(limit(wave), lengths, batch.labels.masked_fill(lost, BONAFIDE), batch.utts, fakes)
+    labels = batch.labels.masked_fill(torch.tensor(lost, device=batch.labels.device), BONAFIDE)
+    return Batch(limit(wave), lengths, labels, batch.utts, fakes)
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #7b716c9f
 class Tempo(Transform):
-    """A random tempo at the same pitch, between `low` and `high` times the recording's own."""
+    """A random tempo at the same pitch.
+
+    Parameters
+    ----------
+    low, high : float
+        Uniform between them; 1 is the recording's own tempo.
+    p, seed
+        As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        Tempos that do not rise, or outside 0.5 to 2.
+    """
 
     def __init__(self, low: float = 0.85, high: float = 1.15, p: float = 1.0, seed: int = 0):
         super().__init__(p, seed)
@@ -156,14 +228,26 @@ class Tempo(Transform):
         """All tempos together."""
         tempos = torch.tensor([rng.uniform(self.low, self.high) for rng in rngs], dtype=torch.float64)
         wave, lengths, source = stretch(batch.wave, batch.lengths, tempos)
-        ends = lengths.tolist()
-        source = source.cpu().numpy()
-        fakes = [follow(f, s[:n]) for f, s, n in zip(batch.fakes, source, ends, strict=True)]
+        rows = zip(batch.fakes, source.cpu().numpy(), lengths.tolist(), strict=True)
+        fakes = [follow(segments, row[:n]) for segments, row, n in rows]
         return moved_batch(batch, wave, lengths, fakes)
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #fb9ef080
 class Pitch(Transform):
-    """A random shift of pitch and formants at the same tempo, between `low` and `high` semitones."""
+    """A random shift of pitch and formants at the same tempo.
+
+    Parameters
+    ----------
+    low, high : float
+        In semitones, uniform between them.
+    p, seed
+        As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        Semitones that do not rise, or more than an octave.
+    """
 
     def __init__(self, low: float = -2.0, high: float = 2.0, p: float = 1.0, seed: int = 0):
         super().__init__(p, seed)
@@ -174,25 +258,41 @@ class Pitch(Transform):
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """All stretched together, then each resampled by its own factor."""
-        factors = [Fraction(2 ** (rng.uniform(self.low, self.high) / 12)).limit_denominator(40) for rng in rngs]
-        tempos = torch.tensor([float(1 / f) for f in factors], dtype=torch.float64)
+        semitones = [rng.uniform(self.low, self.high) for rng in rngs]
+        factors = [Fraction(2 ** (s / 12)).limit_denominator(40) for s in semitones]
+        tempos = torch.tensor([float(1 / factor) for factor in factors], dtype=torch.float64)
         wave, lengths, source = stretch(batch.wave, batch.lengths, tempos)
+        source = source.cpu().numpy()
         out = torch.zeros_like(batch.wave)
         fakes = []
-        source = source.cpu().numpy()
-        for i, (factor, n, old) in enumerate(zip(factors, lengths.tolist(), batch.lengths.tolist(), strict=True)):
+        for i, factor in enumerate(factors):
+            n = int(lengths[i])
+            own = int(batch.lengths[i])
             row = change_rate(wave[i : i + 1, :n], factor.numerator, factor.denominator)
-            out[i, :old] = fit_length(row, old)[0]
-            fakes.append(
-                scale_segments(follow(batch.fakes[i], source[i, :n]), float(1 / factor), old / SAMPLE_RATE)
-            )
+            out[i, :own] = fit_length(row, own)[0]
+            stretched = follow(batch.fakes[i], source[i, :n])
+            fakes.append(scale_segments(stretched, float(1 / factor), own / SAMPLE_RATE))
         return moved_batch(batch, out, batch.lengths, fakes)
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #90105810
 def loud_span(wave: Tensor, lengths: Tensor, below: float = 40.0) -> list[tuple[int, int]]:
-    """First and last sample (half-open) of each recording's loud part: frames of 10 ms at most `below` dB under the loudest.
+    """Where each recording is loud.
 
-    A silent recording is all span.
+    Parameters
+    ----------
+    wave, lengths : torch.Tensor, shape (B, T), (B,)
+    below : float
+        Loud is a frame of 10 ms that lies less than so many dB under the loudest.
+
+    Returns
+    -------
+    list of (int, int)
+        First sample, and the one after the last; all of a silent recording.
+
+    Examples
+    --------
+    >>> loud_span(torch.eye(1, 1000), torch.tensor([1000]))
+    [(0, 160)]
     """
     size = SAMPLE_RATE // 100
     frames = torch.nn.functional.pad(wave, (0, -wave.shape[1] % size)).unfold(1, size, size)
@@ -201,12 +301,15 @@ def loud_span(wave: Tensor, lengths: Tensor, below: float = 40.0) -> list[tuple[
     spans = []
     for row, n in zip(loud, lengths.tolist(), strict=True):
         at = np.flatnonzero(row)
-        spans.append((int(at[0]) * size, min((int(at[-1]) + 1) * size, n)) if len(at) else (0, n))
+        if len(at):
+            spans.append((int(at[0]) * size, min((int(at[-1]) + 1) * size, n)))
+        else:
+            spans.append((0, n))
     return spans
 
 # %% ../../nbs/3_augmentation/04_warping.ipynb #6415a217
 class Trim(Transform):
-    """Cut the silence at both ends down to a random rest; segments follow, and the label where all fake parts are cut.
+    """Cut the silence at both ends down to a random rest; segments follow, and the label if all that is fake goes.
 
     Parameters
     ----------
@@ -216,6 +319,13 @@ class Trim(Transform):
         Seconds of it to keep, drawn for each end.
     shortest : float
         In seconds; a recording is not cut below that.
+    p, seed
+        As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        A `below` that is not positive, or a `rest` that does not rise from 0 on.
     """
 
     def __init__(
@@ -235,18 +345,24 @@ class Trim(Transform):
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """Each recording is cut to its own span."""
-        cut, labels, fakes = [], [], []
-        spans = zip(loud_span(batch.wave, batch.lengths, self.below), batch.lengths.tolist(), rngs, strict=True)
-        for i, ((start, end), n, rng) in enumerate(spans):
-            before, after = (rng.uniform(*self.rest, 2) * SAMPLE_RATE).round().astype(int)
-            start = max(0, int(start - before))
-            end = min(n, int(end + after))
-            end = min(n, max(end, start + self.shortest))
-            start = max(0, min(start, end - self.shortest))
-            cut.append(batch.wave[i, start:end])
-            times = batch.fakes[i], start / SAMPLE_RATE, end / SAMPLE_RATE
-            labels.append(crop_label(*times, int(batch.labels[i])))
-            fakes.append(crop_segments(*times))
-        wave = torch.nn.utils.rnn.pad_sequence(cut, batch_first=True)
-        lengths = torch.tensor([len(x) for x in cut], device=wave.device)
+        waves = []
+        labels = []
+        fakes = []
+        for i, span in enumerate(loud_span(batch.wave, batch.lengths, self.below)):
+            start, end = self._with_rest(span, int(batch.lengths[i]), rngs[i])
+            seconds = (start / SAMPLE_RATE, end / SAMPLE_RATE)
+            waves.append(batch.wave[i, start:end])
+            labels.append(crop_label(batch.fakes[i], *seconds, int(batch.labels[i])))
+            fakes.append(crop_segments(batch.fakes[i], *seconds))
+        wave = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+        lengths = torch.tensor([len(x) for x in waves], device=wave.device)
         return Batch(wave, lengths, torch.tensor(labels, device=wave.device), batch.utts, fakes)
+
+    def _with_rest(self, span: tuple[int, int], n: int, rng: np.random.Generator) -> tuple[int, int]:
+        """The span and a drawn rest at both ends, within the n samples that there are."""
+        before, after = (rng.uniform(*self.rest, 2) * SAMPLE_RATE).round().astype(int).tolist()
+        start = max(0, span[0] - before)
+        end = min(n, span[1] + after)
+        end = min(n, max(end, start + self.shortest))
+        start = max(0, min(start, end - self.shortest))
+        return start, end

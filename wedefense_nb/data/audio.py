@@ -53,14 +53,18 @@ def _existing(path) -> Path:
 
 def _content(path, data: bytes | None = None) -> bytes:
     """What is in a file, unless it was already read."""
-    data = _existing(path).read_bytes() if data is None else data
+    if data is None:
+        data = _existing(path).read_bytes()
     if len(data) == 0:
         raise AudioError(f"{path}: empty file (0 bytes)")
     return data
 
 
 def _is_mp3(head: bytes) -> bool:
-    return head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2)  # MPEG, layer III
+    """Does a file begin like an MP3: with a tag, or with the header of a frame of MPEG layer III?"""
+    if head[:3] == b"ID3":
+        return True
+    return len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
 
 
 class _Content(io.BytesIO):
@@ -77,16 +81,19 @@ def _open_soundfile(source: Path | bytes) -> sf.SoundFile | None:
     """A file, or its content, for libsndfile; None if it is for PyAV."""
     if isinstance(source, bytes):
         head = source[:4]
+        source = _Content(source)
     else:
         with open(source, "rb") as file:
             head = file.read(4)
     if _is_mp3(head):
         return None
     try:
-        sound = sf.SoundFile(_Content(source) if isinstance(source, bytes) else source)
+        sound = sf.SoundFile(source)
     except (sf.LibsndfileError, TypeError):  # m4a, many FLACs of ASVspoof 2021; TypeError: raw data
         return None
-    return sound if sound.samplerate > 0 and sound.channels > 0 else None
+    if sound.samplerate <= 0 or sound.channels <= 0:
+        return None
+    return sound
 
 
 def _check_rate(path, rate: int) -> None:
@@ -99,8 +106,9 @@ def _check_rate(path, rate: int) -> None:
 @contextlib.contextmanager
 def _open_av(path, source: Path | bytes) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
     """A container and its first audio stream; whatever FFmpeg dislikes becomes an `AudioError` about `path`."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+        with av.open(file) as container:
             if not container.streams.audio:
                 raise AudioError(f"{path}: holds no audio stream")
             stream = container.streams.audio[0]
@@ -116,15 +124,33 @@ def _open_av(path, source: Path | bytes) -> Iterator[tuple[av.container.InputCon
 
 
 def info(path, data: bytes | None = None) -> AudioInfo:
-    """Read a recording's header without decoding it; `data` is the file's content, if it was already read.
+    """Read a recording's header without decoding it.
+
+    Parameters
+    ----------
+    path : str or Path
+    data : bytes, optional
+        The file's content, if it was already read; `path` then only names it.
+
+    Returns
+    -------
+    AudioInfo
 
     Raises
     ------
     AudioError
         The file is missing, empty, or holds no audio that soundfile or PyAV can read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = save(Path(tempfile.mkdtemp()) / "tone.wav", np.sin(np.arange(800) / 5), sample_rate=8000)
+    >>> info(path)
+    AudioInfo(sample_rate=8000, channels=1, frames=800, duration=0.1)
     """
     source = _existing(path) if data is None else data
-    if (len(data) if data is not None else source.stat().st_size) == 0:
+    size = source.stat().st_size if data is None else len(data)
+    if size == 0:
         raise AudioError(f"{path}: empty file (0 bytes)")
     sound = _open_soundfile(source)
     if sound is not None:
@@ -133,7 +159,10 @@ def info(path, data: bytes | None = None) -> AudioInfo:
             return AudioInfo(sound.samplerate, sound.channels, sound.frames, sound.frames / sound.samplerate)
     with _open_av(path, source) as (container, stream):
         _check_rate(path, stream.rate)
-        seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / 1e6  # FFmpeg counts it in microseconds
         return AudioInfo(stream.rate, stream.channels, round(seconds * stream.rate), seconds)
 
 # %% ../../nbs/1_data/01_audio.ipynb #eaccf660
@@ -150,9 +179,11 @@ def _read_frames(file: sf.SoundFile, frames: int) -> np.ndarray:
             break
         parts.append(part)
         frames -= len(part)
+    if not parts:
+        return np.zeros((file.channels, 0), np.float32)
     if len(parts) == 1:
         return parts[0].T
-    return np.concatenate(parts).T if parts else np.zeros((file.channels, 0), np.float32)
+    return np.concatenate(parts).T
 
 
 def _decode_soundfile(file: sf.SoundFile) -> tuple[np.ndarray, int, int]:
@@ -161,19 +192,27 @@ def _decode_soundfile(file: sf.SoundFile) -> tuple[np.ndarray, int, int]:
     return _read_frames(file, file.frames), file.samplerate, file.frames
 
 
+def _promised_by_av(container, stream, data: bytes) -> int:
+    """The frames that a header promises; 0 if it does not say."""
+    if not stream.duration:
+        return 0
+    counted = b"Xing" in data[: 2**20] or b"Info" in data[: 2**20]
+    if container.format.name == "mp3" and not counted:
+        return 0  # without that header the duration is a guess from the bit rate
+    return round(float(stream.duration * stream.time_base) * stream.rate)
+
+
 def _decode_av(path, data: bytes) -> tuple[np.ndarray, int, int]:
     """As `_decode_soundfile`, by FFmpeg."""
     with _open_av(path, data) as (container, stream):
-        promised = round(float(stream.duration * stream.time_base) * stream.rate) if stream.duration else 0
-        if container.format.name == "mp3" and not (b"Xing" in data[: 2**20] or b"Info" in data[: 2**20]):
-            promised = 0  # without that header the duration is a guess from the bit rate
+        promised = _promised_by_av(container, stream, data)
         channels = stream.channels
         to_float = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
-        parts = [out.to_ndarray()[0] for frame in container.decode(stream) for out in to_float.resample(frame)]
-        samples = (
-            np.concatenate([x.reshape(-1, channels) for x in parts]).T if parts else np.zeros((1, 0), np.float32)
-        )
-        return samples, stream.rate, promised
+        parts = [np.zeros((0, channels), np.float32)]
+        for frame in container.decode(stream):
+            for piece in to_float.resample(frame):
+                parts.append(piece.to_ndarray()[0].reshape(-1, channels))
+        return np.concatenate(parts).T, stream.rate, promised
 
 # %% ../../nbs/1_data/01_audio.ipynb #53336d18
 def _wav_is_cut(data: bytes) -> bool:
@@ -199,6 +238,7 @@ def _ogg_is_cut(tail: bytes) -> bool:
 
 
 def _is_cut(data: bytes) -> bool:
+    """Does the container itself say that something is missing?"""
     if data[:4] == b"RIFF":
         return _wav_is_cut(data)
     return data[:4] == b"OggS" and _ogg_is_cut(data[-131072:])  # an Ogg page has at most 65,307 bytes
@@ -225,10 +265,13 @@ def decode(path, data: bytes | None = None) -> tuple[np.ndarray, int]:
     """
     data = _content(path, data)
     file = _open_soundfile(data)
-    try:
-        samples, rate, promised = _decode_soundfile(file) if file is not None else _decode_av(path, data)
-    except sf.LibsndfileError:
-        samples, rate, promised = _decode_av(path, data)
+    decoded = None
+    if file is not None:
+        with contextlib.suppress(sf.LibsndfileError):
+            decoded = _decode_soundfile(file)
+    if decoded is None:
+        decoded = _decode_av(path, data)
+    samples, rate, promised = decoded
     _check_rate(path, rate)
     if samples.shape[1] == 0:
         raise AudioError(f"{path}: no samples (a header without sound, or truncated)")
@@ -246,6 +289,8 @@ def plot_spectrogram(wave: np.ndarray, title: str = "", ax=None, sample_rate: in
         At least 25 ms.
     title : str
     ax : matplotlib axes, optional
+    sample_rate : int
+        In Hz.
 
     Returns
     -------
@@ -273,6 +318,7 @@ KAISER = {
     "resampling_method": "sinc_interp_kaiser",
     "beta": 14.77,
 }
+_LARGEST_BANK = 10_000_000  # with more phases than this, torchaudio's filters would fill the memory
 
 
 def resample(wave: np.ndarray, rate: int, new_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -287,17 +333,21 @@ def resample(wave: np.ndarray, rate: int, new_rate: int = SAMPLE_RATE) -> np.nda
     Returns
     -------
     numpy.ndarray, float32, shape (..., ceil(T * new_rate / rate))
+
+    Examples
+    --------
+    >>> resample(np.zeros(100), rate=8000).shape, resample(np.zeros(100), rate=48000).shape
+    ((200,), (34,))
     """
     if rate == new_rate:
         return np.asarray(wave, dtype=np.float32)
     common = math.gcd(rate, new_rate)
-    if (
-        rate // common * new_rate // common > 10_000_000
-    ):  # hardly anything in common: a filter for each phase is too much
+    up = new_rate // common
+    down = rate // common
+    if up * down > _LARGEST_BANK:  # rates with hardly anything in common
         from scipy.signal import resample_poly
 
-        window = ("kaiser", KAISER["beta"])
-        return resample_poly(wave, new_rate // common, rate // common, axis=-1, window=window).astype(np.float32)
+        return resample_poly(wave, up, down, axis=-1, window=("kaiser", KAISER["beta"])).astype(np.float32)
     import torch
     from torchaudio.functional import resample as sinc_resample
 
@@ -320,8 +370,8 @@ class Recording:
     Raises
     ------
     AudioError
-        When it is opened or read. It names the file: missing, empty, truncated, not audio, NaN or infinite samples,
-        silent.
+        When it is opened or read. It names the file: missing, empty, truncated, not audio, NaN or infinite
+        samples, silent.
     """
 
     def __init__(self, path, data: bytes | None = None, allow_silence: bool = False):
@@ -339,7 +389,17 @@ class Recording:
         return len(self._read_all()) if self._file is None else self._file.frames
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """The waveform from sample `start` up to `stop` (default: the end), float32 (T,) in [-1, 1]."""
+        """A stretch of the waveform.
+
+        Parameters
+        ----------
+        start, stop : int
+            In samples at 16 kHz, half-open; by default all of it.
+
+        Returns
+        -------
+        numpy.ndarray, float32, shape (T,), in [-1, 1]
+        """
         if self._file is None or self._whole is not None or (start, stop) == (0, None):
             return self._read_all()[start:stop]
         stop = min(self.frames if stop is None else stop, self.frames)
@@ -367,16 +427,22 @@ class Recording:
         """Samples (C, T) as a wave, and whether anything can be heard in it."""
         low = float(samples.min(initial=np.inf))  # NaN anywhere makes both NaN
         high = float(samples.max(initial=-np.inf))
-        if math.isnan(low) or (samples.size and not (math.isfinite(low) and math.isfinite(high))):
+        if samples.size > 0 and not (math.isfinite(low) and math.isfinite(high)):
             raise AudioError(f"{self.path}: {int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
-        wave = resample(samples[0] if len(samples) == 1 else samples.mean(axis=0), rate)
+        one_channel = samples[0] if len(samples) == 1 else samples.mean(axis=0)
+        wave = resample(one_channel, rate)
         if rate != SAMPLE_RATE or low < -1 or high > 1:
             wave = np.clip(wave, -1.0, 1.0)
         return wave, high - low >= 2**-16
 
 
 def load(path, allow_silence: bool = False, data: bytes | None = None) -> tuple[np.ndarray, int]:
-    """Load any recording as 16 kHz mono; parameters and errors are those of `Recording`.
+    """Load any recording as 16 kHz mono.
+
+    Parameters
+    ----------
+    path, allow_silence, data
+        As for `Recording`, whose errors are raised, too.
 
     Returns
     -------
@@ -393,7 +459,19 @@ def save(path, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> Path:
     path : str or Path
         Parent folders are made. The file appears under this name only when it is complete.
     wave : numpy.ndarray, shape (T,)
-        Finite and within [-1, 1]; otherwise `AudioError`.
+        Finite and within [-1, 1].
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    Path
+        Where it is now.
+
+    Raises
+    ------
+    AudioError
+        Another shape, no samples, or samples that would be damaged.
 
     Examples
     --------

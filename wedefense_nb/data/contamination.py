@@ -37,79 +37,150 @@ SOURCES = {  # recordings of well-known corpora, as they are named in others; th
 }
 
 
-def _found(text: str) -> tuple[str, str]:
+def _source_in(text: str) -> tuple[str, str]:
+    """The recording and the speaker of a well-known corpus that a text names, such as "VCTK:p225"; "": none."""
     for corpus, pattern in SOURCES.items():
-        if found := re.search(pattern, text):
-            return f"{corpus}:{found[0].removeprefix('BAC009')}", f"{corpus}:{found[1]}" if found[1] else ""
+        found = re.search(pattern, text)
+        if found:
+            recording = found[0].removeprefix("BAC009")
+            speaker = found[1]
+            return f"{corpus}:{recording}", f"{corpus}:{speaker}" if speaker else ""
     return "", ""
 
 # %% ../../nbs/1_data/09_contamination.ipynb #60247869
 def origins(u: pd.DataFrame) -> pd.DataFrame:
-    """The recording and the speaker behind each utterance, as far as names tell: `recording`, `voice` ("" unknown).
+    """The recording and the speaker behind each utterance, as far as names tell.
 
-    Columns `source`, `codec_seed` and `pair` of the utterances are believed, and where they are empty the utterance is
-    its own source; names of `SOURCES` are looked for in them, in `utt` and in `path`. A speaker that no source names
-    keeps the corpus's own name for it.
+    Columns `source`, `codec_seed` and `pair` of the utterances are believed, and where they are empty the
+    utterance is its own source; names of `SOURCES` are looked for in them, in `utt` and in `path`. A speaker that
+    no source names keeps the corpus's own name for it.
+
+    Parameters
+    ----------
+    u : pandas.DataFrame
+        Utterances of a manifest.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `recording` and `voice`, "" where unknown, with the index of `u`.
+
+    Examples
+    --------
+    >>> u = pd.DataFrame({"utt": ["melgan/LJ001-0001_gen"], "path": "", "speaker": ""})
+    >>> origins(u).iloc[0].tolist()
+    ['LJSpeech:LJ001-0001', 'LJSpeech:LJ']
     """
     given = pd.Series("", u.index)
     columns = [c for c in ("source", "codec_seed", "pair") if c in u]
-    for values in [*(u[c].replace("-", "") for c in columns), u.utt if columns else given]:
-        given = given.where(given != "", values)  # where others name their source, the rest are their own
-    both = [_found(g or f"{utt} {path}") for g, utt, path in zip(given, u.utt, u.path, strict=True)]
-    recording = [found or g for (found, _), g in zip(both, given, strict=True)]
-    voice = [found or s for (_, found), s in zip(both, u.speaker, strict=True)]
-    return pd.DataFrame({"recording": recording, "voice": voice}, index=u.index)
+    for column in columns:
+        given = given.where(given != "", u[column].replace("-", ""))
+    if columns:  # where others name their source, the rest are their own
+        given = given.where(given != "", u.utt)
+    recordings = []
+    voices = []
+    for source, utt, path, speaker in zip(given, u.utt, u.path, u.speaker, strict=True):
+        recording, voice = _source_in(source or f"{utt} {path}")
+        recordings.append(recording or source)
+        voices.append(voice or speaker)
+    return pd.DataFrame({"recording": recordings, "voice": voices}, index=u.index)
 
 # %% ../../nbs/1_data/09_contamination.ipynb #24f75a9a
 def content_hash(wave: np.ndarray) -> str:
-    """Hash of a recording's samples (T,), at 16 bits: equal for the same sound in another lossless file."""
-    return blake2b(np.rint(np.asarray(wave) * 32768).astype(np.int32).tobytes(), digest_size=12).hexdigest()
+    """Hash of a recording's samples (T,), at 16 bits: equal for the same sound in another lossless file.
+
+    Examples
+    --------
+    >>> content_hash(np.array([0.0, 0.5]))
+    'a449444258512d23d1186bb9'
+    """
+    pcm = np.rint(np.asarray(wave) * 32768).astype(np.int32)
+    return blake2b(pcm.tobytes(), digest_size=12).hexdigest()
 
 # %% ../../nbs/1_data/09_contamination.ipynb #bf22524f
-RATE = 8000  # Hz, samples, samples, bits that may be wrong
-SIZE = 2048
-_HOP = 128
-WEAK = 6
-_EDGES = np.geomspace(300, 3400, 34)
-_F = np.fft.rfftfreq(SIZE, 1 / RATE)
-_BANDS = np.stack([(_F >= a) & (_F < b) for a, b in zip(_EDGES[:-1], _EDGES[1:], strict=True)], 1).astype(
-    np.float32
-)
+RATE = 8000  # Hz, to which recordings are resampled
+SIZE = 2048  # samples a window
+WEAK = 6  # bits of a word that may be wrong
+_HOP = 128  # samples from one window to the next
 _WINDOW = np.hanning(SIZE).astype(np.float32)
+_FREQUENCIES = np.fft.rfftfreq(SIZE, 1 / RATE)[:, None]
+_EDGES = np.geomspace(300, 3400, 34)  # Hz
+_BANDS = ((_FREQUENCIES >= _EDGES[:-1]) & (_FREQUENCIES < _EDGES[1:])).astype(np.float32)  # (SIZE // 2 + 1, 33)
 
 
 class Fingerprint(NamedTuple):
-    """32 signs a frame (16 ms), which frames are loud, and masks of the 6 least certain bits of each."""
+    """The signs of a recording.
 
-    words: np.ndarray  # uint32, (F,)
-    loud: np.ndarray  # bool, (F,)
-    weak: np.ndarray  # uint32, (F, 6)
+    Attributes
+    ----------
+    words : numpy.ndarray, uint32, shape (F,)
+        32 signs a frame (16 ms).
+    loud : numpy.ndarray, bool, shape (F,)
+        Frames whose signs mean something.
+    weak : numpy.ndarray, uint32, shape (F, 6)
+        Masks of the 6 least certain bits of each word.
+    """
+
+    words: np.ndarray
+    loud: np.ndarray
+    weak: np.ndarray
 
 
 def fingerprint(wave: np.ndarray) -> Fingerprint:
-    """Signs of energy differences along bands and time (Haitsma and Kalker, 2002), of a wave (T,) at 16 kHz."""
+    """Signs of energy differences along bands and time (Haitsma and Kalker, 2002).
+
+    Parameters
+    ----------
+    wave : numpy.ndarray, shape (T,)
+        At 16 kHz, of any length.
+
+    Returns
+    -------
+    Fingerprint
+
+    Examples
+    --------
+    >>> fingerprint(np.sin(np.arange(16000) / 9)).words.shape
+    (46,)
+    """
     x = scipy.signal.resample_poly(np.asarray(wave, np.float32), 1, 2)
     x = np.pad(x, (0, max(0, SIZE + _HOP - len(x))))
     windows = np.lib.stride_tricks.sliding_window_view(x, SIZE)[::_HOP]
     spectrum = scipy.fft.rfft(windows * _WINDOW, axis=1)
     energy = np.log((spectrum.real**2 + spectrum.imag**2) @ _BANDS + 1e-10)
-    change = np.diff(np.diff(energy, axis=1), axis=0)
-    level = energy.mean(1)[1:]
+    change = np.diff(np.diff(energy, axis=1), axis=0)  # from band to band, then from frame to frame: (F, 32)
     words = np.packbits(change > 0, axis=1).view(">u4")[:, 0].astype(np.uint32)
-    weak = np.argpartition(np.abs(change), WEAK, axis=1)[:, :WEAK]
+    level = energy.mean(1)[1:]
     loud = (level > level.max() - 9) & (level > -20)  # natural log of energy: about 40 dB below the loudest
-    return Fingerprint(words, loud, np.uint32(1) << (31 - weak).astype(np.uint32))
+    least_certain = np.argpartition(np.abs(change), WEAK, axis=1)[:, :WEAK]
+    weak = np.uint32(1) << (31 - least_certain).astype(np.uint32)
+    return Fingerprint(words, loud, weak)
 
 # %% ../../nbs/1_data/09_contamination.ipynb #8637c788
 def bit_error(a: Fingerprint, b: Fingerprint, shift: int = 0) -> tuple[float, int]:
-    """Share of differing bits, and the number of loud frames compared, when frame `shift + i` of a meets frame i of b."""
+    """How much two recordings differ when frame `shift + i` of a meets frame i of b.
+
+    Parameters
+    ----------
+    a, b : Fingerprint
+    shift : int
+        Frames; may be negative.
+
+    Returns
+    -------
+    share, frames : float, int
+        The share of differing bits (1.0 where nothing can be compared), and how many loud frames were compared.
+    """
     start = max(shift, 0)
     end = min(len(a.words), shift + len(b.words))
-    one = slice(start, end)
-    two = slice(start - shift, end - shift)
-    both = a.loud[one] & b.loud[two]
-    n = int(both.sum())
-    return (float(np.bitwise_count(a.words[one] ^ b.words[two])[both].sum()) / (32 * n) if n else 1.0), n
+    in_a = slice(start, end)
+    in_b = slice(start - shift, end - shift)
+    both_loud = a.loud[in_a] & b.loud[in_b]
+    frames = int(both_loud.sum())
+    if frames == 0:
+        return 1.0, 0
+    differing = np.bitwise_count(a.words[in_a] ^ b.words[in_b])[both_loud]
+    return float(differing.sum()) / (32 * frames), frames
 
 # %% ../../nbs/1_data/09_contamination.ipynb #6ffeda44
 class _Index:
@@ -125,17 +196,21 @@ class _Index:
 
     def candidates(self, p: Fingerprint, most: int = 20) -> np.ndarray:
         """(owner, shift) pairs with the most common words, most common first, shape (≤ most, 2)."""
-        at = np.flatnonzero(p.loud)
-        tries = p.words[at][:, None]
-        for k in range(p.weak.shape[1]):
-            tries = np.concatenate([tries, tries ^ p.weak[at, k : k + 1]], axis=1)
-        where = np.repeat(at, tries.shape[1])
-        low = np.searchsorted(self.words, tries.ravel())
-        n = np.searchsorted(self.words, tries.ravel(), side="right") - low
-        n = np.where(n > 100, 0, n)  # a word that is everywhere says nothing
-        hit = np.repeat(low - np.cumsum(n) + n, n) + np.arange(n.sum())
-        pairs = np.stack([self.owner[hit], self.place[hit] - np.repeat(where, n)], 1)
-        pairs, votes = np.unique(pairs, axis=0, return_counts=True)
+        frames = np.flatnonzero(p.loud)
+        tries = p.words[frames][:, None]
+        for k in range(p.weak.shape[1]):  # each uncertain bit both ways
+            turned = tries ^ p.weak[frames, k : k + 1]
+            tries = np.concatenate([tries, turned], axis=1)
+        frame_of_try = np.repeat(frames, tries.shape[1])
+        tries = tries.ravel()
+        first = np.searchsorted(self.words, tries)
+        hits = np.searchsorted(self.words, tries, side="right") - first
+        hits = np.where(hits > 100, 0, hits)  # a word that is everywhere says nothing
+        # the rows first, first + 1, …, first + hits - 1 of each try, all in one array
+        before = np.cumsum(hits) - hits
+        row = np.repeat(first - before, hits) + np.arange(hits.sum())
+        shift = self.place[row] - np.repeat(frame_of_try, hits)
+        pairs, votes = np.unique(np.stack([self.owner[row], shift], axis=1), axis=0, return_counts=True)
         return pairs[np.argsort(-votes, kind="stable")[:most]]
 
 # %% ../../nbs/1_data/09_contamination.ipynb #a58e0c93
@@ -155,56 +230,77 @@ def near_pairs(
     Returns
     -------
     pandas.DataFrame
-        `train`, `test` (positions in the lists), `bit_error`, `shift` (s, where the test recording begins in the other).
+        `train`, `test` (positions in the lists), `bit_error`, `shift` (s, where the test recording begins in the
+        other).
     """
     index = _Index(train)
     rows = []
-    frame = _HOP / RATE
+    seconds = _HOP / RATE  # a frame
     for j, p in enumerate(tqdm(test, desc="compare", unit="file")):
-        best: dict[int, tuple] = {}
+        best: dict[int, tuple[float, float]] = {}  # of each training recording: bit error, shift
         for i, shift in index.candidates(p).tolist():
-            error, n = bit_error(train[i], p, shift)
-            if error <= limit and n * frame >= shortest:
-                best[i] = min(best.get(i, (1.0, 0.0)), (error, shift * frame))
-        rows += [(i, j, *found) for i, found in best.items()]
+            error, frames = bit_error(train[i], p, shift)
+            if error <= limit and frames * seconds >= shortest:
+                found = (error, shift * seconds)
+                best[i] = min(best.get(i, found), found)
+        rows += [(i, j, error, shift) for i, (error, shift) in best.items()]
     return pd.DataFrame(rows, columns=["train", "test", "bit_error", "shift"])
 
 # %% ../../nbs/1_data/09_contamination.ipynb #3a1eddfc
+def _listen_to(path) -> tuple[str, Fingerprint]:
+    wave, _ = load(path, allow_silence=True)
+    return content_hash(wave), fingerprint(wave)
+
+
 def listen(m: Manifest, workers: int = -1) -> list[tuple[str, Fingerprint]]:
-    """(content hash, fingerprint) of every recording, in parallel."""
+    """(content hash, fingerprint) of every recording, in parallel.
 
-    def one(path) -> tuple[str, Fingerprint]:
-        wave = load(path, allow_silence=True)[0]
-        return content_hash(wave), fingerprint(wave)
-
-    run = Parallel(workers, prefer="threads", return_as="generator")(delayed(one)(p) for p in m.paths())
+    Parameters
+    ----------
+    m : Manifest
+    workers : int
+        Threads; -1 for all cores.
+    """
+    run = Parallel(workers, prefer="threads", return_as="generator")(delayed(_listen_to)(p) for p in m.paths())
     return list(tqdm(run, total=len(m), desc="listen", unit="file"))
 
 
 def _row(kind: str, train: pd.Series, test: pd.Series) -> dict:
-    """Values that occur on both sides; "" does not count."""
-    both = sorted((set(train) & set(test)) - {""})
-    hit = test.isin(both)
+    """The row of the table about values that occur on both sides; "" does not count."""
+    shared = sorted((set(train) & set(test)) - {""})
+    affected = test.isin(shared)
     return {
         "kind": kind,
-        "shared": len(both),
-        "train": int(train.isin(both).sum()),
-        "test": int(hit.sum()),
-        "share": float(hit.mean()),
-        "example": both[0] if both else "",
+        "shared": len(shared),
+        "train": int(train.isin(shared).sum()),
+        "test": int(affected.sum()),
+        "share": float(affected.mean()),
+        "example": shared[0] if shared else "",
     }
 
 # %% ../../nbs/1_data/09_contamination.ipynb #3aa55a25
-def _heard(one: list, two: list, train: pd.Series, test: pd.Series, options: dict) -> list[dict]:
+def _heard(train: Manifest, test: Manifest, workers: int, options: dict) -> list[dict]:
     """The two rows about sound; what is identical is left out of the second."""
-    x = pd.Series([h for h, _ in one])
-    y = pd.Series([h for h, _ in two])
-    near = near_pairs([p for _, p in one], [p for _, p in two], **options)
-    near = near[~near.test.isin(y.index[y.isin(set(x))])]
-    who = [f"{test.iloc[r.test]} is {train.iloc[r.train]}" for r in near.head(1).itertuples()]
-    n = near.test.nunique()
-    row = {"kind": "near-identical audio", "shared": len(near), "train": near.train.nunique(), "test": n}
-    return [_row("identical audio", x, y), row | {"share": n / len(y), "example": "".join(who)}]
+    train_heard = listen(train, workers)
+    test_heard = listen(test, workers)
+    train_hashes = pd.Series([content for content, _ in train_heard])
+    test_hashes = pd.Series([content for content, _ in test_heard])
+    near = near_pairs([p for _, p in train_heard], [p for _, p in test_heard], **options)
+    identical = test_hashes.index[test_hashes.isin(set(train_hashes))]
+    near = near[~near.test.isin(identical)]
+    example = ""
+    if len(near):
+        first = near.iloc[0].astype(int)
+        example = f"{test.utterances.utt.iloc[first.test]} is {train.utterances.utt.iloc[first.train]}"
+    row = {
+        "kind": "near-identical audio",
+        "shared": len(near),
+        "train": near.train.nunique(),
+        "test": near.test.nunique(),
+        "share": near.test.nunique() / len(test),
+        "example": example,
+    }
+    return [_row("identical audio", train_hashes, test_hashes), row]
 
 # %% ../../nbs/1_data/09_contamination.ipynb #0d4e7ca3
 def contamination(
@@ -226,37 +322,51 @@ def contamination(
     -------
     pandas.DataFrame
         `kind`, `shared` (distinct values, or pairs), `train` and `test` (recordings affected), `share` of the test
-        set, `example`. "near-identical" leaves out recordings that are identical. Equal speaker names of unrelated corpora count
-        as one speaker: look at the example.
+        set, `example`. "near-identical" leaves out recordings that are identical. Equal speaker names of unrelated
+        corpora count as one speaker: look at the example.
     """
-    a = train.utterances
-    b = test.utterances
-    one = origins(a)
-    two = origins(b)
+    train_origins = origins(train.utterances)
+    test_origins = origins(test.utterances)
     rows = [
-        _row("made from the same corpus", _made_from(a), _made_from(b)),
-        _row("speaker", one.voice, two.voice),
-        _row("source recording", one.recording, two.recording),
-        _row("attack", a.attack, b.attack),
+        _row("made from the same corpus", _made_from(train.utterances), _made_from(test.utterances)),
+        _row("speaker", train_origins.voice, test_origins.voice),
+        _row("source recording", train_origins.recording, test_origins.recording),
+        _row("attack", train.utterances.attack, test.utterances.attack),
     ]
     if audio:
-        rows += _heard(listen(train, workers), listen(test, workers), a.utt, b.utt, options)
+        rows += _heard(train, test, workers, options)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/1_data/09_contamination.ipynb #86389c8e
 def _made_from(u: pd.DataFrame) -> pd.Series:
-    """The first corpus that a recording's corpus was made from, by its card."""
-    names = u.corpus if "corpus" in u else pd.Series("", u.index)
-    cards = {n: CORPORA[n].sources.split(",")[0].split(" (")[0] for n in set(names) if n in CORPORA}
-    return names.astype(object).map(lambda name: cards.get(name, ""))
+    """The first corpus that a recording's corpus was made from, by its card; "" unknown."""
+    if "corpus" not in u:
+        return pd.Series("", u.index)
+    first_source = {}
+    for name in set(u.corpus):
+        sources = CORPORA[name].sources if name in CORPORA else ""
+        first_source[name] = sources.split(",")[0].split(" (")[0]
+    return u.corpus.astype(object).map(first_source)
 
 # %% ../../nbs/1_data/09_contamination.ipynb #00f67de0
 def plot_contamination(table: pd.DataFrame, ax=None):
-    """Bars: the share of the test set (%) that each kind of overlap touches, with the number of recordings."""
+    """Bars: the share of the test set (%) that each kind of overlap touches, with the number of recordings.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `contamination`.
+    ax : matplotlib axes, optional
+
+    Returns
+    -------
+    matplotlib axes
+    """
     import matplotlib.pyplot as plt
 
-    ax = ax or plt.subplots(figsize=(7, 2.6))[1]
-    rows = table[::-1]
+    if ax is None:
+        ax = plt.subplots(figsize=(7, 2.6))[1]
+    rows = table[::-1]  # the first on top
     ax.barh(rows.kind, 100 * rows.share, color=COLORS["spoof"])
     for i, (share, n) in enumerate(zip(rows.share, rows.test, strict=True)):
         ax.text(100 * share + 1, i, str(n), va="center")

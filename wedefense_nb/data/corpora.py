@@ -35,7 +35,7 @@ class CorpusWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Corpus:
-    """What to know before choosing a corpus, and the function that reads it. `None`: not published, or not confirmed.
+    """What to know before choosing a corpus, and the function that reads it.
 
     Attributes
     ----------
@@ -46,8 +46,9 @@ class Corpus:
         detection, localization or augmentation.
     sources : str
         The recordings that it was made from.
-    hours : float
-    bonafide, spoof, trials : int
+    hours : float, optional
+        None here and below: not published, or not confirmed.
+    bonafide, spoof, trials : int, optional
         Recordings of each class; `trials` where the classes are not counted apart.
     published : mapping
         (split, label, attack or "all") to the number of trials that its owners state.
@@ -83,7 +84,20 @@ CORPORA = Corpora("corpus", "wedefense_nb.data.parsers")
 
 
 def parser(name: str, **card) -> Callable:
-    """Decorator: register a function (root, **options) -> `Listing` with the corpus's card under a name."""
+    """Decorator: register a function (root, **options) -> `Listing` with the corpus's card under a name.
+
+    Parameters
+    ----------
+    name : str
+        The key in `CORPORA`.
+    **card
+        The fields of `Corpus`.
+
+    Raises
+    ------
+    ValueError
+        Another module has taken the name.
+    """
 
     def add(function: Callable[..., "Listing"]) -> Callable[..., "Listing"]:
         CORPORA.add(name, Corpus(function, **card), owner=function.__module__)
@@ -123,7 +137,21 @@ FACTS = ["duration", "sample_rate"]
 
 
 def scan(root, folders=("",), suffixes=SOUNDS) -> pd.DataFrame:
-    """Sound files below the folders: `path` (from `root`), `size` (bytes), `mtime` (ns); hidden ones are left out."""
+    """The sound files below some folders; hidden ones are left out.
+
+    Parameters
+    ----------
+    root : str or Path
+    folders : sequence of str
+        Below the root; what is not there is passed over.
+    suffixes : set of str
+        With the dot, in small letters.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `path` (from `root`), `size` (bytes), `mtime` (time of change, ns), sorted by path.
+    """
     rows = []
     stack = list(dict.fromkeys(folders))
     seen = set()
@@ -134,47 +162,66 @@ def scan(root, folders=("",), suffixes=SOUNDS) -> pd.DataFrame:
         seen.add(folder)
         with os.scandir(Path(root) / folder) as entries:
             for entry in entries:
+                if entry.name.startswith("."):
+                    continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                hidden = entry.name.startswith(".")
                 if entry.is_dir():
-                    stack += [path] * (not hidden)
-                elif os.path.splitext(entry.name)[1].lower() in suffixes and not hidden:
+                    stack.append(path)
+                elif os.path.splitext(entry.name)[1].lower() in suffixes:
                     rows.append((path, entry.stat().st_size, entry.stat().st_mtime_ns))
     table = pd.DataFrame(rows, columns=FILE_KEY).astype({"path": "str", "size": int, "mtime": int})
     return table.sort_values("path", ignore_index=True)
 
 # %% ../../nbs/1_data/03_corpora.ipynb #cc888508
-def _stem(paths: pd.Series) -> pd.Series:
+def _without_suffix(paths: pd.Series) -> pd.Series:
+    """Paths without their suffixes."""
     return paths.str.replace(r"\.[^./]*$", "", regex=True).astype(object)
 
 
-def _base(paths: pd.Series) -> pd.Series:
+def _bare_name(paths: pd.Series) -> pd.Series:
+    """Names of files, without folders and suffixes."""
     return paths.str.replace(r"^.*/|\.[^./]*$", "", regex=True).astype(object)
 
 
 def _match(u: pd.DataFrame, there: pd.DataFrame, also) -> tuple[pd.DataFrame, list]:
     """Rows whose recording exists (with `size`, `mtime`), and problems: missing, extra, double."""
-    names = pd.Index(there.path.astype(object))
-    here = pd.Series(names.get_indexer(u.path.astype(object)), u.index)
-    known = np.concatenate([here, names.get_indexer(list(also))])
-    all_fits = (here >= 0).all() and (known >= 0).sum() == len(there)
-    unique = not all_fits and _base(u.path).is_unique  # looked at only if it matters
-    for same in [_stem, _base] if unique else [_stem]:  # another suffix, another folder
-        free = np.setdiff1d(np.arange(len(there)), known)
-        if (here < 0).any() and len(free):
-            other = pd.Series(free, same(there.path.iloc[free])).groupby(level=0).first()
-            here = here.where(here >= 0, same(u.path[here < 0]).map(other)).fillna(-1).astype(int)
-            known = np.concatenate([known, here])
-    free = there.path.iloc[np.setdiff1d(np.arange(len(there)), known)]
-    files = there.iloc[here[here >= 0]]
-    twins = dict(zip(_base(files.path), files.path, strict=True)) if unique and len(free) else {}
-    problems = [("missing", r.path, f"listed as {r.utt}") for r in u[here < 0][["path", "utt"]].itertuples()]
-    for path, base in zip(free, _base(free), strict=True):
-        if base in twins:
-            problems.append(("double", path, f"also {twins[base]}"))
+    u = u.reset_index(drop=True)
+    on_disk = pd.Index(there.path.astype(object))
+    place = pd.Series(on_disk.get_indexer(u.path.astype(object)))  # row of `there` for each utterance; -1: none
+    other = on_disk.get_indexer(list(also))
+    free = np.ones(len(there), dtype=bool)  # files that nobody has claimed
+    free[place[place >= 0]] = False
+    free[other[other >= 0]] = False
+
+    all_fits = (place >= 0).all() and not free.any()
+    unique_names = not all_fits and _bare_name(u.path).is_unique  # takes a while: looked at only if it matters
+    ways = [_without_suffix]  # the file may have another suffix
+    if unique_names:
+        ways.append(_bare_name)  # or lie in another folder
+    for name_of in ways:
+        missing = place < 0
+        if missing.any() and free.any():
+            rows = np.flatnonzero(free)
+            row_of_name = pd.Series(rows, name_of(there.path.iloc[rows])).groupby(level=0).first()
+            found = name_of(u.path[missing]).map(row_of_name).dropna().astype(int)
+            place[found.index] = found
+            free[found] = False
+
+    files = there.iloc[place[place >= 0]]
+    problems = []
+    for r in u[place < 0][["path", "utt"]].itertuples():
+        problems.append(("missing", r.path, f"listed as {r.utt}"))
+    extra = there.path[free]
+    twins = {}
+    if unique_names and len(extra):
+        twins = dict(zip(_bare_name(files.path), files.path, strict=True))
+    for path, name in zip(extra, _bare_name(extra), strict=True):
+        if name in twins:
+            problems.append(("double", path, f"also {twins[name]}"))
         else:
             problems.append(("extra", path, "in no list"))
-    return u[here >= 0].reset_index(drop=True).assign(**{c: files[c].to_numpy() for c in files}), problems
+    found_columns = {c: files[c].to_numpy() for c in files}
+    return u[place >= 0].reset_index(drop=True).assign(**found_columns), problems
 
 # %% ../../nbs/1_data/03_corpora.ipynb #14b9a4ce
 def cache_file(root) -> Path:
@@ -184,13 +231,16 @@ def cache_file(root) -> Path:
 
 
 def _headers(root: Path, paths: list[str]) -> list[tuple[str, float, int, str]]:
+    """(path, duration, sampling rate, error) of some files."""
     rows = []
     for path in paths:
         try:
-            h = info(root / path)
-            rows.append((path, h.duration, h.sample_rate, "" if h.duration > 0 else "no samples"))
+            header = info(root / path)
         except (AudioError, OSError) as error:
             rows.append((path, np.nan, 0, str(error).removeprefix(f"{root / path}: ")))
+            continue
+        problem = "" if header.duration > 0 else "no samples"
+        rows.append((path, header.duration, header.sample_rate, problem))
     return rows
 
 # %% ../../nbs/1_data/03_corpora.ipynb #1193eb63
@@ -206,34 +256,49 @@ def _read_new(root: Path, paths: list[str], workers: int) -> Iterator[list]:
 
 # %% ../../nbs/1_data/03_corpora.ipynb #2ecf2de1
 def read_headers(root, files: pd.DataFrame, cache=None, workers: int = 8) -> pd.DataFrame:
-    """Duration (s), sampling rate (Hz) and error ("" if fine) of files, in their order.
+    """What the headers of files say; those that were read before are remembered.
 
-    `files` has `path`, `size`, `mtime`, as from `scan`; `cache` is a Parquet file, by default `cache_file(root)`;
-    `workers` are threads.
+    Parameters
+    ----------
+    root : str or Path
+    files : pandas.DataFrame
+        `path`, `size`, `mtime`, as from `scan`.
+    cache : str or Path, optional
+        A Parquet file; by default `cache_file(root)`.
+    workers : int
+        Threads.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `duration` (s), `sample_rate` (Hz) and `error` ("" if fine) of the files, in their order.
     """
     root = Path(root)
     cache = Path(cache or cache_file(root))
     known = files[FILE_KEY].head(0).assign(duration=0.0, sample_rate=0)
     if cache.is_file():
         known = pd.read_parquet(cache)
-    rows = []
     files = files[FILE_KEY].merge(known, how="left", on=FILE_KEY)
     todo = files[files.duration.isna()].drop_duplicates("path")
+    rows = []
     try:
-        for part in _read_new(root, todo.path.tolist(), workers) if len(todo) else []:
-            rows += part
+        if len(todo):
+            for part in _read_new(root, todo.path.tolist(), workers):
+                rows += part
     finally:  # what was read before an interruption is remembered, too
         new = todo[FILE_KEY].merge(pd.DataFrame(rows, columns=["path", *FACTS, "error"]), on="path")
-        if len(new):
-            known = pd.concat([k for k in (known, new[new.error == ""][FILE_KEY + FACTS]) if len(k)] or [known])
+        readable = new[new.error == ""][FILE_KEY + FACTS]
+        if len(readable):
+            both = [table for table in (known, readable) if len(table)]
             with atomic(cache) as partial:
-                known.drop_duplicates("path", keep="last").to_parquet(partial)
+                pd.concat(both).drop_duplicates("path", keep="last").to_parquet(partial)
     found = pd.concat([files.dropna(), new]).drop_duplicates("path")
     table = files[["path"]].merge(found, how="left", on="path")
     return table.fillna({"error": ""})[[*FACTS, "error"]]
 
 # %% ../../nbs/1_data/03_corpora.ipynb #dcc0b42c
 def _listed(name: str, root, options: dict) -> Listing:
+    """What the lists of a corpus say; an error if that is nothing, or twice the same."""
     listing = CORPORA[name].read(Path(root), **options)
     double = listing.utterances.utt[listing.utterances.utt.duplicated()]
     if len(double):
@@ -245,34 +310,38 @@ def _listed(name: str, root, options: dict) -> Listing:
 
 
 def _cut(listing: Listing, u: pd.DataFrame) -> tuple[pd.DataFrame, list]:
-    """Segments cut to their recordings; as problems, utterances with segments that lie outside by more than `slack`."""
-    s = listing.segments
+    """Segments cut to their recordings; problems are those that lie outside by more than `slack`."""
+    s = listing.segments.reset_index(drop=True)
     if s.empty:
         return s, []
-    end = s.utt.astype(object).map(dict(zip(u.utt, u.duration.astype(float), strict=True)))
-    over = s.end - end
-    known = s.utt.astype(object).isin(set(u.utt))
+    durations = dict(zip(u.utt, u.duration.astype(float), strict=True))
+    duration = s.utt.astype(object).map(durations)  # NaN: of no utterance, or nobody has looked
+    known = s.utt.astype(object).isin(set(durations))
+    over = s.end - duration
     bad = s[over > max(listing.slack, 1 / 16000)]
     problems = []
     for r in bad.itertuples():
-        problems.append(("segments", r.utt, f"segment to {r.end:.3f} s, recording of {end[r.Index]:.3f} s"))
-    s = s.assign(end=s.end.where(~(over > 0), end))
+        problems.append(("segments", r.utt, f"segment to {r.end:.3f} s, recording of {duration[r.Index]:.3f} s"))
+    s = s.assign(end=s.end.mask(over > 0, duration))
     return s[known & ~s.utt.isin(bad.utt) & (s.start < s.end)], problems
 
 # %% ../../nbs/1_data/03_corpora.ipynb #8142f45e
 def _on_disk(listing: Listing, durations: bool, cache, workers: int) -> tuple[pd.DataFrame, list]:
     """Utterances whose recordings are there, with durations, and problems."""
     suffixes = SOUNDS | {os.path.splitext(p)[1].lower() for p in listing.utterances.path}
-    u, problems = _match(listing.utterances, scan(listing.root, listing.folders, suffixes), listing.also)
+    there = scan(listing.root, listing.folders, suffixes)
+    u, problems = _match(listing.utterances, there, listing.also)
     if len(u) == 0:
         raise CorpusError(
             f"{listing.root}: none of the {len(listing.utterances)} listed recordings is here; expected for "
             f"example {listing.utterances.path.iloc[0]} (files=False reads the lists alone)"
         )
     if durations:
-        h = read_headers(listing.root, u[FILE_KEY], cache, workers)
-        problems += [("unreadable", p, e) for p, e in zip(u.path, h.error, strict=True) if e]
-        u = u.assign(duration=h.duration, sample_rate=h.sample_rate)[h.error == ""]
+        headers = read_headers(listing.root, u[FILE_KEY], cache, workers)
+        for path, error in zip(u.path, headers.error, strict=True):
+            if error:
+                problems.append(("unreadable", path, error))
+        u = u.assign(duration=headers.duration, sample_rate=headers.sample_rate)[headers.error == ""]
     return u.drop(columns=["size", "mtime"]), problems
 
 # %% ../../nbs/1_data/03_corpora.ipynb #a2b0fac5
@@ -281,14 +350,32 @@ def survey(
 ) -> tuple[Manifest, pd.DataFrame]:
     """As `prepare`, but returns what can be used and the report of what cannot.
 
-    The report has columns `problem` (missing, extra, double, unreadable, segments, unlabelled), `path`, `detail`.
+    Parameters
+    ----------
+    name, root, durations, files, **options
+        As for `prepare`.
+    cache, workers
+        As for `read_headers`.
+
+    Returns
+    -------
+    manifest : Manifest
+    report : pandas.DataFrame
+        `problem` (missing, extra, double, unreadable, segments, unlabelled), `path`, `detail`.
     """
     listing = _listed(name, root, options)
-    u, problems = _on_disk(listing, durations, cache, workers) if files else (listing.utterances, [])
-    u = u if "duration" in u else u.assign(duration=np.nan, sample_rate=0)
+    u = listing.utterances
+    problems = list(listing.problems)
+    if files:
+        u, found = _on_disk(listing, durations, cache, workers)
+        problems += found
+    if "duration" not in u:
+        u = u.assign(duration=np.nan, sample_rate=0)
     s, outside = _cut(listing, u)
-    u = u[~u.utt.isin({utt for _, utt, _ in outside})].assign(corpus=u.get("corpus", name))
-    problems = listing.problems + problems + outside
+    problems += outside
+    u = u[~u.utt.isin([utt for _, utt, _ in outside])]
+    if "corpus" not in u:
+        u = u.assign(corpus=name)
     return Manifest(u, s, listing.root), pd.DataFrame(problems, columns=["problem", "path", "detail"])
 
 # %% ../../nbs/1_data/03_corpora.ipynb #f56843e5
@@ -299,24 +386,39 @@ def prepare(
 
     Parameters
     ----------
-    name, root : str, path
-        A key of `CORPORA`, and the unpacked corpus; what is expected there is said if it is not found.
+    name : str
+        A key of `CORPORA`.
+    root : str or Path
+        The unpacked corpus; what is expected there is said if it is not found.
     strict : bool
         Refuse a tree with anything missing, extra, double or unreadable instead of warning.
-    durations, files : bool
-        Read the headers, else durations and rates are unknown (NaN, 0) unless listed; look for recordings at all.
+    durations : bool
+        Read the headers. Without, durations and rates are unknown (NaN, 0) unless the lists have them.
+    files : bool
+        Look for recordings at all.
     **options
         `cache`, `workers` of `read_headers`, and the options of the corpus's parser.
+
+    Returns
+    -------
+    Manifest
 
     Raises
     ------
     CorpusError, ManifestError
-        Wrong root, lists that cannot be read, labels that contradict each other, doubles; with `strict`, any problem.
+        Wrong root, lists that cannot be read, labels that contradict each other, doubles; with `strict`, any
+        problem.
+
+    Warns
+    -----
+    CorpusWarning
+        There are problems, and not `strict`.
     """
     m, problems = survey(name, root, durations, files, **options)
     if len(problems):
-        groups = problems.groupby("problem")
-        some = [f"{len(g)} {what} ({g.path.iloc[0]}: {g.detail.iloc[0]})" for what, g in groups]
+        some = []
+        for what, group in problems.groupby("problem"):
+            some.append(f"{len(group)} {what} ({group.path.iloc[0]}: {group.detail.iloc[0]})")
         text = f"{name} in {root}: " + "; ".join(some)
         if strict:
             raise CorpusError(text)
@@ -325,31 +427,52 @@ def prepare(
 
 # %% ../../nbs/1_data/03_corpora.ipynb #0755839a
 def counts(m: Manifest, name: str) -> pd.DataFrame:
-    """Trials by split, label and attack beside the published numbers (`CORPORA[name].published`).
+    """Trials by split, label and attack beside the published numbers.
+
+    Parameters
+    ----------
+    m : Manifest
+    name : str
+        A key of `CORPORA`; of its `published` numbers, those of the splits of `m` are used.
 
     Returns
     -------
     pandas.DataFrame
-        Index split and `of` (a label, an attack, or "all" where the classes were not counted apart); columns `trials`,
-        `published`, `difference` (<NA>: not published).
+        Index `split` and `of`: a label, an attack, or "all" where the classes were not counted apart. Columns
+        `trials`, `published` and `difference` (<NA>: not published).
     """
     u = m.utterances
     published = pd.Series(dict(CORPORA[name].published), dtype="Int64")
-    published = published[[split in set(u.split) for split, _ in published.index]]
-    whole = u[u.split.isin([split for split, of in published.index if of == "all"])].assign(of="all")
-    parts = [u.groupby(["split", "label"]).size(), u[u.attack != ""].groupby(["split", "attack"]).size()]
-    parts = [p.rename_axis(["split", "of"]) for p in (*parts, whole.groupby(["split", "of"]).size())]
-    found = pd.concat([p for p in parts if len(p)])
-    both = found.index if published.empty else found.index.union(published.index)
-    table = pd.DataFrame({"trials": found.reindex(both, fill_value=0), "published": published.reindex(both)})
+    splits = set(u.split)
+    published = published[[split in splits for split, _ in published.index]]
+    not_apart = u[u.split.isin([split for split, of in published.index if of == "all"])]
+    parts = [
+        u.groupby(["split", "label"]).size(),
+        u[u.attack != ""].groupby(["split", "attack"]).size(),
+        not_apart.assign(of="all").groupby(["split", "of"]).size(),
+    ]
+    found = pd.concat([part.rename_axis(["split", "of"]) for part in parts if len(part)])
+    index = found.index if published.empty else found.index.union(published.index)
+    table = pd.DataFrame({"trials": found.reindex(index, fill_value=0), "published": published.reindex(index)})
     return table.assign(difference=table.trials - table.published).rename_axis(["split", "of"])
 
 # %% ../../nbs/1_data/03_corpora.ipynb #50debe97
 def verdict(table: pd.DataFrame) -> list[str]:
-    """One line for each split of `counts` with a published number: "train: as published", or which numbers differ."""
+    """What to conclude from `counts`: a line for each split of which numbers were published.
+
+    Returns
+    -------
+    list of str
+        Such as "train: as published", or which numbers differ.
+    """
     lines = []
-    for split, t in table[table.published.notna()].groupby("split"):
-        odd = t[t.difference != 0]
-        off = [f"{r.Index[1]}: published {r.published:,}, found {r.trials:,}" for r in odd.itertuples()]
-        lines.append(f"{split or 'all'} {'; '.join(off)}" if off else f"{split or 'all'}: as published")
+    for split, group in table[table.published.notna()].groupby("split"):
+        wrong = group[group.difference != 0]
+        if wrong.empty:
+            lines.append(f"{split or 'all'}: as published")
+            continue
+        parts = []
+        for r in wrong.itertuples():
+            parts.append(f"{r.Index[1]}: published {r.published:,}, found {r.trials:,}")
+        lines.append(f"{split or 'all'} {'; '.join(parts)}")
     return lines

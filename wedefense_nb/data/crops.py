@@ -50,33 +50,77 @@ class Item(NamedTuple):
     fakes: np.ndarray = NO_SEGMENTS
 
 # %% ../../nbs/1_data/11_crops.ipynb #60a48104
+_SAMPLE = 1 / SAMPLE_RATE  # s
+
+
 def crop_label(fakes: np.ndarray, start: float, end: float, label: int) -> int:
-    """Class of the stretch from `start` to `end` of a recording with fake segments (N, 2); all in seconds.
+    """Class of a stretch of a recording.
 
-    A recording without segments is all of one class, `label`.
+    Parameters
+    ----------
+    fakes : numpy.ndarray, shape (N, 2)
+        Fake segments in seconds; none where the recording is all of one class.
+    start, end : float
+        The stretch, in seconds.
+    label : int
+        Class of the whole recording, which a recording without segments keeps.
 
+    Returns
+    -------
+    int
+        `SPOOF` if one sample or more is fake, else `BONAFIDE`.
+
+    Examples
+    --------
     >>> crop_label(np.array([[0.8, 1.2]]), 0.0, 0.5, SPOOF)
     1
     """
     if len(fakes) == 0:
         return label
     inside = np.minimum(fakes[:, 1], end) - np.maximum(fakes[:, 0], start)
-    return SPOOF if inside.max() >= 1 / SAMPLE_RATE else BONAFIDE
+    return SPOOF if inside.max() >= _SAMPLE else BONAFIDE
 
 
 def crop_segments(segments: np.ndarray, start: float, end: float) -> np.ndarray:
-    """What of segments (N, 2) lies in [start, end), as times (M, 2) that count from `start`; all in seconds.
+    """What of some segments lies in [start, end), as times that count from `start`.
 
+    Parameters
+    ----------
+    segments : numpy.ndarray, shape (N, 2)
+    start, end : float
+        All in seconds.
+
+    Returns
+    -------
+    numpy.ndarray, shape (M, 2)
+
+    Examples
+    --------
     >>> crop_segments(np.array([[0.8, 1.2]]), 0.5, 1.0)
     array([[0.3, 0.5]])
     """
     cut = segments.clip(start, end)
-    return cut[cut[:, 1] - cut[:, 0] >= 1 / SAMPLE_RATE] - start
+    return cut[cut[:, 1] - cut[:, 0] >= _SAMPLE] - start
 
 # %% ../../nbs/1_data/11_crops.ipynb #3fc75d61
 def tile_segments(segments: np.ndarray, seconds: float, end: float) -> np.ndarray:
-    """Segments (N, 2) of a recording of `seconds` that is repeated and cut off at `end`; all in seconds.
+    """Segments of a recording that is repeated, and cut off at `end`.
 
+    Parameters
+    ----------
+    segments : numpy.ndarray, shape (N, 2)
+        Of the recording, in seconds.
+    seconds : float
+        How long the recording is.
+    end : float
+        How long the repetition is.
+
+    Returns
+    -------
+    numpy.ndarray, shape (M, 2)
+
+    Examples
+    --------
     >>> tile_segments(np.array([[1.0, 2.0]]), seconds=2.0, end=5.5)
     array([[1. , 2. ],
            [3. , 4. ],
@@ -96,8 +140,8 @@ class Crop:
     seconds : float
         Length.
     policy : str
-        Of a long recording, `random` (the default) or `start` is kept; a short one stays, or is filled by `tile` or
-        `zero`. Join two with a plus: ``"start+tile"``.
+        Of a long recording, `random` (the default) or `start` is kept; a short one stays, or is filled by `tile`
+        or `zero`. Join two with a plus: ``"start+tile"``.
     label : str
         Of a crop: `segments` (spoof only if something fake is inside) or `keep` (that of the recording).
     seed : int
@@ -136,9 +180,27 @@ class Crop:
                 f"policy is one of random, start and one of tile, zero, as 'start+tile'; got {self.policy!r}"
             )
 
+    @property
+    def size(self) -> int:
+        """The length in samples, or frames of features."""
+        return round(self.seconds * self.rate)
+
     def place(self, utt: str, total: int, epoch: int = 0) -> tuple[int, int]:
-        """The first and the last-but-one sample of the piece that is kept of `total` samples."""
-        size = round(self.seconds * self.rate)
+        """Which samples are kept.
+
+        Parameters
+        ----------
+        utt : str
+        total : int
+            Samples of the recording.
+        epoch : int
+
+        Returns
+        -------
+        start, stop : int
+            Half-open.
+        """
+        size = self.size
         if total <= size:
             return 0, total
         start = 0
@@ -148,11 +210,15 @@ class Crop:
 
     def __call__(self, item: Item, epoch: int = 0) -> Item:
         """The item cut to length, or filled; its wave is an array."""
-        array = isinstance(item.wave, np.ndarray)
-        total = len(item.wave) if array else item.wave.frames
-        start, stop = self.place(item.utt, total, epoch)
-        wave = item.wave[start:stop] if array else item.wave.read(start, stop)
-        size = round(self.seconds * self.rate)
+        if isinstance(item.wave, np.ndarray):
+            total = len(item.wave)
+            start, stop = self.place(item.utt, total, epoch)
+            wave = item.wave[start:stop]
+        else:
+            total = item.wave.frames
+            start, stop = self.place(item.utt, total, epoch)
+            wave = item.wave.read(start, stop)
+        size = self.size
         if total > size:
             return self._cut(item, wave, start / self.rate, stop / self.rate)
         if total < size and "tile" in self.policy:
@@ -164,6 +230,7 @@ class Crop:
         return item._replace(wave=wave)
 
     def _cut(self, item: Item, wave: np.ndarray, start: float, end: float) -> Item:
+        """The item whose wave is the stretch from `start` to `end` (s)."""
         label = item.label
         if self.label == "segments":
             label = crop_label(item.fakes, start, end, item.label)

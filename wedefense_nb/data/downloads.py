@@ -25,36 +25,57 @@ class Archive(NamedTuple):
     md5: str | None = None
 
 
-def _zenodo(record: int, *names: str, **md5: str) -> list[Archive]:
-    """Files of a Zenodo record; checksums by name, with _ for every other sign."""
-    plain = {n: "".join(c if c.isalnum() else "_" for c in n) for n in names}
-    return [Archive(n, f"https://zenodo.org/records/{record}/files/{n}", md5.get(plain[n])) for n in names]
+def _zenodo(record: int, names: list[str], md5: dict[str, str] | None = None) -> list[Archive]:
+    """Files of a Zenodo record, and the checksums of those that have one."""
+    md5 = md5 or {}
+    return [Archive(name, f"https://zenodo.org/records/{record}/files/{name}", md5.get(name)) for name in names]
 
 # %% ../../nbs/1_data/08_downloads.ipynb #3e1f7339
-_KEYS, _SLR = "https://www.asvspoof.org/asvspoof2021", "https://www.openslr.org/resources"
+_KEYS = "https://www.asvspoof.org/asvspoof2021"
+_SLR = "https://www.openslr.org/resources"
+_V5_SOUNDS = [
+    *(f"flac_T_a{part}.tar" for part in "abcde"),
+    *(f"flac_D_a{part}.tar" for part in "abc"),
+    *(f"flac_E_a{part}.tar" for part in "abcdefghij"),
+]
 ARCHIVES: dict[str, list[Archive]] = {
     "asvspoof2019_la": [Archive("LA.zip", "https://datashare.ed.ac.uk/bitstream/handle/10283/3336/LA.zip")],
     "asvspoof2021_la": [
-        *_zenodo(4837263, "ASVspoof2021_LA_eval.tar.gz"),
+        *_zenodo(4837263, ["ASVspoof2021_LA_eval.tar.gz"]),
         Archive("LA-keys-full.tar.gz", f"{_KEYS}/LA-keys-full.tar.gz", "f052cc2ed276745afa3b5198665d3b26"),
     ],
     "asvspoof2021_df": [
-        *_zenodo(4835108, *(f"ASVspoof2021_DF_eval_part0{i}.tar.gz" for i in range(4))),
+        *_zenodo(4835108, [f"ASVspoof2021_DF_eval_part0{i}.tar.gz" for i in range(4)]),
         Archive("DF-keys-full.tar.gz", f"{_KEYS}/DF-keys-full.tar.gz", "dabbc5628de4fcef53036c99ac7ab93a"),
     ],
-    "asvspoof5": _zenodo(14498691, "ASVspoof5_protocols.tar.gz", *(
-        f"flac_{split}_a{part}.tar" for split, parts in (("T", "abcde"), ("D", "abc"), ("E", "abcdefghij")) for part in parts)),
+    "asvspoof5": _zenodo(14498691, ["ASVspoof5_protocols.tar.gz", *_V5_SOUNDS]),
     "partialspoof": _zenodo(
-        5766198, *(f"database_{part}.tar.gz" for part in ("protocols", "segment_labels_v1.2", "train", "dev", "eval", "vad")),
-        database_segment_labels_v1_2_tar_gz="c2bf6638e59ec7a5cf93c4a510fe4efe",
-        database_vad_tar_gz="95e77e19a1bb4f2e79ed138fd35621ad"),
+        5766198,
+        [
+            "database_protocols.tar.gz",
+            "database_segment_labels_v1.2.tar.gz",
+            "database_train.tar.gz",
+            "database_dev.tar.gz",
+            "database_eval.tar.gz",
+            "database_vad.tar.gz",
+        ],
+        md5={
+            "database_segment_labels_v1.2.tar.gz": "c2bf6638e59ec7a5cf93c4a510fe4efe",
+            "database_vad.tar.gz": "95e77e19a1bb4f2e79ed138fd35621ad",
+        },
+    ),
     "llamapartialspoof": _zenodo(
-        14214149, "label_R01TTS.0.a.txt", "label_R01TTS.0.b.txt", "R01TTS.0.a.tgz", "R01TTS.0.b.tgz",
-        label_R01TTS_0_a_txt="86c60280e4cb2957542b365c3c8f52ac", R01TTS_0_a_tgz="685acfe986b50baaf3e25e9d5e3091a4"),
-    "had": _zenodo(10377492, "HAD.zip", HAD_zip="4daef62a7cf20c71b052635c968ece1c"),
+        14214149,
+        ["label_R01TTS.0.a.txt", "label_R01TTS.0.b.txt", "R01TTS.0.a.tgz", "R01TTS.0.b.tgz"],
+        md5={
+            "label_R01TTS.0.a.txt": "86c60280e4cb2957542b365c3c8f52ac",
+            "R01TTS.0.a.tgz": "685acfe986b50baaf3e25e9d5e3091a4",
+        },
+    ),
+    "had": _zenodo(10377492, ["HAD.zip"], md5={"HAD.zip": "4daef62a7cf20c71b052635c968ece1c"}),
     "musan": [Archive("musan.tar.gz", f"{_SLR}/17/musan.tar.gz", "0c472d4fc0c5141eca47ad1ffeb2a7df")],
     "rirs_noises": [Archive("rirs_noises.zip", f"{_SLR}/28/rirs_noises.zip", "e6f48e257286e05de56413b4779d8ffb")],
-}  # fmt: skip
+}
 
 # %% ../../nbs/1_data/08_downloads.ipynb #20e58532
 class Continue:
@@ -65,7 +86,12 @@ class Continue:
     part : Path
         Survives interruptions; moved away when complete.
     tries : int
-        How often a broken line is taken up again before giving up.
+        How often the server is asked, all in all, before giving up on a line that breaks.
+
+    Raises
+    ------
+    OSError
+        When called: the server does not have the file, or the line broke too often.
     """
 
     def __init__(self, part: Path, tries: int = 5):
@@ -76,37 +102,44 @@ class Continue:
         import requests
 
         broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-        for left in range(self.tries - 1, -1, -1):
+        for attempt in range(1, self.tries + 1):
             try:
                 self._rest(url)
                 break
             except broken as error:
-                if not left:
-                    have = self.part.stat().st_size if self.part.is_file() else 0
+                if attempt == self.tries:
                     raise OSError(
-                        f"{url}: the line broke {self.tries} times, {have} bytes are here; "
+                        f"{url}: the line broke {self.tries} times, {self._have()} bytes are here; "
                         "run the same command again to continue"
                     ) from error
         shutil.move(self.part, output_file)
 
+    def _have(self) -> int:
+        """Bytes that have arrived."""
+        return self.part.stat().st_size if self.part.is_file() else 0
+
     def _rest(self, url: str) -> None:
+        """Ask for what is missing, and append it."""
         import requests
 
-        have = self.part.stat().st_size if self.part.is_file() else 0
-        ask = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        with requests.get(url, stream=True, timeout=60, headers=ask) as answer:
+        have = self._have()
+        headers = {"Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        with requests.get(url, stream=True, timeout=60, headers=headers) as answer:
             if answer.status_code == 416 and answer.headers.get("Content-Range") == f"bytes */{have}":
                 return
             if answer.status_code not in (200, 206):
                 raise OSError(f"{url}: the server answers {answer.status_code} ({answer.reason})")
-            have = have if answer.status_code == 206 else 0
+            if answer.status_code == 200:  # everything, from the start
+                have = 0
             total = have + int(answer.headers.get("Content-Length", 0))
             with (
-                open(self.part, "ab" if have else "wb") as f,
+                open(self.part, "ab" if have else "wb") as file,
                 tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=self.part.stem) as bar,
             ):
                 for piece in answer.iter_content(1 << 13):  # small: a break loses less than one
-                    f.write(piece)
+                    file.write(piece)
                     bar.update(len(piece))
 
 # %% ../../nbs/1_data/08_downloads.ipynb #9292a000
@@ -116,11 +149,16 @@ def fetch(archive: Archive, folder, mirror: str = "", tries: int = 5) -> Path:
     Parameters
     ----------
     archive : Archive
-    folder : path
+    folder : str or Path
     mirror : str
         Another place that has the file under the same name, such as a server of your institute.
     tries : int
-        How often a broken line is taken up again.
+        As for `Continue`.
+
+    Returns
+    -------
+    Path
+        Where it is now.
 
     Raises
     ------
@@ -141,12 +179,33 @@ def fetch(archive: Archive, folder, mirror: str = "", tries: int = 5) -> Path:
 
 # %% ../../nbs/1_data/08_downloads.ipynb #164090a0
 def unpack(path: Path, folder: Path) -> bool:
-    """Unpack an archive into a folder, once; False if it is none, or was unpacked before."""
+    """Unpack an archive into a folder, once; a mark beside it remembers that.
+
+    Parameters
+    ----------
+    path : Path
+        A zip or tar file, compressed or not; other files are left as they are.
+    folder : Path
+
+    Returns
+    -------
+    bool
+        False if it is no archive, or was unpacked before.
+
+    Raises
+    ------
+    tarfile.FilterError
+        A member that would be written elsewhere.
+    """
     done = path.with_name(f".{path.name}.unpacked")
-    is_zip = path.suffix == ".zip"
-    if done.exists() or not (is_zip or tarfile.is_tarfile(path)):
+    if done.exists():
         return False
-    shutil.unpack_archive(path, folder, **({} if is_zip else {"filter": "data"}))
+    if path.suffix == ".zip":
+        shutil.unpack_archive(path, folder)
+    elif tarfile.is_tarfile(path):
+        shutil.unpack_archive(path, folder, filter="data")
+    else:
+        return False
     done.touch()
     return True
 
@@ -156,10 +215,14 @@ def download(name: str, folder, mirror: str = "", only: str = "", extract: bool 
 
     Parameters
     ----------
-    name, folder : str, path
-        A key of `ARCHIVES`; where archives and what is in them go, the later `root` of `prepare`.
-    mirror, only : str
-        Address of a folder with the same archives; fetch those whose name contains this, such as "flac_T".
+    name : str
+        A key of `ARCHIVES`.
+    folder : str or Path
+        Where archives and what is in them go, the later `root` of `corpora.prepare`.
+    mirror : str
+        Address of a folder with the same archives.
+    only : str
+        Fetch those whose name contains this, such as "flac_T".
     extract : bool
         Also unpack them.
 
@@ -167,19 +230,27 @@ def download(name: str, folder, mirror: str = "", only: str = "", extract: bool 
     -------
     pandas.DataFrame
         `archive`, `bytes`, `checksum` ("agrees" or "not published"), `unpacked`.
+
+    Raises
+    ------
+    CorpusError
+        A corpus that cannot be fetched from here, or no archive with such a name.
+    OSError, ValueError
+        As `fetch`.
     """
     if name not in ARCHIVES:
         page = f"; see {CORPORA[name].url} (licence: {CORPORA[name].licence})" if name in CORPORA else ""
         raise CorpusError(f"{name}: cannot be fetched from here{page}. Can be: {', '.join(ARCHIVES)}")
-    wanted = [a for a in ARCHIVES[name] if only in a.name]
-    rows = []
-    folder = Path(folder)
+    wanted = [archive for archive in ARCHIVES[name] if only in archive.name]
     if not wanted:
-        raise CorpusError(
-            f"{name}: no archive contains {only!r}; there are {', '.join(a.name for a in ARCHIVES[name])}"
-        )
+        there = ", ".join(archive.name for archive in ARCHIVES[name])
+        raise CorpusError(f"{name}: no archive contains {only!r}; there are {there}")
+    folder = Path(folder)
+    rows = []
     for archive in wanted:
         path = fetch(archive, folder, mirror)
+        size = path.stat().st_size
         checksum = "agrees" if archive.md5 else "not published"
-        rows.append((archive.name, path.stat().st_size, checksum, extract and unpack(path, folder)))
-    return pd.DataFrame(rows, columns=["archive", "bytes", "checksum", "unpacked"])
+        unpacked = unpack(path, folder) if extract else False
+        rows.append({"archive": archive.name, "bytes": size, "checksum": checksum, "unpacked": unpacked})
+    return pd.DataFrame(rows)

@@ -27,79 +27,138 @@ from ..registry import Registry
 
 # %% ../../nbs/1_data/10_forge.ipynb #91dd8468
 _WINDOW = torch.hann_window(512)
-_HOP = 160
+_HOP = 160  # 10 ms
 
 
 def _power(wave: np.ndarray) -> torch.Tensor:
+    """Energy of each cell of the spectrogram, (257, frames)."""
     return torch.stft(torch.from_numpy(wave), 512, _HOP, window=_WINDOW, return_complex=True).abs() ** 2
 
 
 def gl_lin(wave: np.ndarray, rng: np.random.Generator, power: torch.Tensor | None = None) -> np.ndarray:
-    """Griffin-Lim (1984), 12 iterations, from `power` (257, frames), by default the wave's own: it invents the phase."""
-    power = _power(wave) if power is None else power
+    """Griffin-Lim (1984), 12 iterations: it invents the phase.
+
+    Parameters
+    ----------
+    wave : numpy.ndarray, float32, shape (T,)
+        At 16 kHz.
+    rng : numpy.random.Generator
+        Draws the first phases.
+    power : torch.Tensor, shape (257, frames), optional
+        Energies to start from; by default those of the wave.
+
+    Returns
+    -------
+    numpy.ndarray, float32, shape (T,)
+    """
+    if power is None:
+        power = _power(wave)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**31)))  # the first phases
-        return griffinlim(power, _WINDOW, 512, _HOP, 512, 2.0, 12, 0.0, len(wave), True).numpy()
+        torch.manual_seed(int(rng.integers(2**31)))
+        copy = griffinlim(
+            power,
+            window=_WINDOW,
+            n_fft=512,
+            hop_length=_HOP,
+            win_length=512,
+            power=2.0,
+            n_iter=12,
+            momentum=0.0,
+            length=len(wave),
+            rand_init=True,
+        )
+    return copy.numpy()
 
 
 def gl_mel(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Griffin-Lim from 40 mel bands: phase and fine frequency structure are invented."""
+    """Griffin-Lim from 40 mel bands: phase and fine frequency structure are invented; parameters as `gl_lin`."""
     mel = melscale_fbanks(257, 0.0, SAMPLE_RATE / 2, 40, SAMPLE_RATE).T
-    return gl_lin(wave, rng, (torch.linalg.pinv(mel) @ (mel @ _power(wave))).clamp(min=1e-10))
+    bands = mel @ _power(wave)
+    spread = torch.linalg.pinv(mel) @ bands
+    return gl_lin(wave, rng, spread.clamp(min=1e-10))
 
 # %% ../../nbs/1_data/10_forge.ipynb #3e44d3a4
-def _lpc_analysis(wave: np.ndarray, order: int = 12, frame: int = 400, hop: int = 240):
-    """Per frame: prediction coefficients (F, order), gain (F,), pitch period in samples, 0 = unvoiced (F,)."""
+_ORDER = 12  # coefficients of the filter
+
+
+def _lpc_analysis(wave: np.ndarray, hop: int, frame: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per frame: coefficients (F, _ORDER), gain (F,), pitch period in samples, 0 = unvoiced (F,)."""
     padded = np.pad(wave.astype(np.float64), (frame // 2, frame))
     frames = np.lib.stride_tricks.sliding_window_view(padded, frame)[::hop][: len(wave) // hop + 1]
     spectrum = np.abs(np.fft.rfft(frames * np.hamming(frame), 1024)) ** 2
-    r = np.fft.irfft(spectrum)[:, :frame]
-    r[:, 0] = r[:, 0] * 1.0001 + 1e-9
-    coefficients = np.stack([solve_toeplitz(row[:order], row[1 : order + 1]) for row in r])
-    gain = np.sqrt(np.maximum(r[:, 0] - (coefficients * r[:, 1 : order + 1]).sum(1), 1e-12) / frame)
-    low = SAMPLE_RATE // 400
-    high = SAMPLE_RATE // 60
-    periodicity = r[:, low:high] / r[:, :1]
-    period = np.where(periodicity.max(1) > 0.35, periodicity.argmax(1) + low, 0)
-    return coefficients, gain, period
+    r = np.fft.irfft(spectrum)[:, :frame]  # autocorrelation
+    r[:, 0] = r[:, 0] * 1.0001 + 1e-9  # a little noise, so that silence can be solved
+    coefficients = np.stack([solve_toeplitz(row[:_ORDER], row[1 : _ORDER + 1]) for row in r])
+    unpredicted = r[:, 0] - (coefficients * r[:, 1 : _ORDER + 1]).sum(1)
+    gain = np.sqrt(np.maximum(unpredicted, 1e-12) / frame)
+    shortest = SAMPLE_RATE // 400  # pitch from 60 to 400 Hz
+    longest = SAMPLE_RATE // 60
+    periodicity = r[:, shortest:longest] / r[:, :1]
+    voiced = periodicity.max(1) > 0.35
+    return coefficients, gain, np.where(voiced, periodicity.argmax(1) + shortest, 0)
 
 
 def lpc(wave: np.ndarray, rng: np.random.Generator, hop: int = 240) -> np.ndarray:
-    """Linear-prediction vocoder: an all-pole filter driven by pulses or noise (Atal & Hanauer, 1971)."""
-    out = np.zeros(len(wave) + hop)
-    state = np.zeros(12)
+    """Linear-prediction vocoder: an all-pole filter driven by pulses or noise (Atal & Hanauer, 1971).
+
+    Parameters
+    ----------
+    wave : numpy.ndarray, shape (T,)
+        At 16 kHz.
+    rng : numpy.random.Generator
+        Draws the noise.
+    hop : int
+        Samples from one frame to the next.
+
+    Returns
+    -------
+    numpy.ndarray, float32, shape (T,)
+    """
+    segments = []
+    state = np.zeros(_ORDER)  # of the filter, from frame to frame
     next_pulse = 0
-    for i, (a, gain, period) in enumerate(zip(*_lpc_analysis(wave, hop=hop), strict=True)):
+    for i, (coefficients, gain, period) in enumerate(zip(*_lpc_analysis(wave, hop), strict=True)):
+        begin = i * hop
         source = rng.normal(size=hop)
-        if period:
+        if period > 0:
             source = 0.15 * source
-            while next_pulse < (i + 1) * hop:
-                source[max(next_pulse - i * hop, 0)] += np.sqrt(period)
+            while next_pulse < begin + hop:
+                source[max(next_pulse - begin, 0)] += np.sqrt(period)
                 next_pulse += period
-        next_pulse = max(next_pulse, (i + 1) * hop)
-        segment, state = lfilter([gain], np.r_[1.0, -a], source, zi=state)
-        out[i * hop : (i + 1) * hop] = segment[: max(0, len(out) - i * hop)]
-    return out[: len(wave)].astype(np.float32)
+        next_pulse = max(next_pulse, begin + hop)
+        segment, state = lfilter([gain], np.append(1.0, -coefficients), source, zi=state)
+        segments.append(segment)
+    return np.concatenate(segments)[: len(wave)].astype(np.float32)
 
 # %% ../../nbs/1_data/10_forge.ipynb #7f5cb425
-def _world(wave: np.ndarray, change: Callable) -> np.ndarray:
+def _world(wave: np.ndarray, change: Callable | None = None) -> np.ndarray:
     """Analyse with WORLD, let `change(pyworld, f0, envelope, aperiodicity)` alter them, synthesize."""
     try:
         import pyworld
     except ImportError as error:
         raise ImportError("WORLD needs pyworld: pip install 'wedefense_nb[forge]'") from error
-    parameters = pyworld.wav2world(np.ascontiguousarray(wave, np.float64), SAMPLE_RATE, frame_period=10.0)
-    out = pyworld.synthesize(*change(pyworld, *parameters), SAMPLE_RATE, 10.0)
-    return np.pad(out, (0, max(0, len(wave) - len(out))))[: len(wave)].astype(np.float32)
+    samples = np.ascontiguousarray(wave, np.float64)
+    parameters = pyworld.wav2world(samples, SAMPLE_RATE, frame_period=10.0)
+    if change is not None:
+        parameters = change(pyworld, *parameters)
+    out = pyworld.synthesize(*parameters, SAMPLE_RATE, 10.0)
+    missing = max(0, len(wave) - len(out))
+    return np.pad(out, (0, missing))[: len(wave)].astype(np.float32)
 
 
 def world(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """WORLD analysis and synthesis (Morise et al., 2016); `rng` is not needed."""
-    return _world(wave, lambda _, *parameters: parameters)
+    """WORLD analysis and synthesis (Morise et al., 2016), (T,) to float32 (T,); `rng` is not needed.
+
+    Raises
+    ------
+    ImportError
+        Here and in its variants: pyworld is not installed.
+    """
+    return _world(wave)
 
 # %% ../../nbs/1_data/10_forge.ipynb #4abe9111
 def world_coded(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """WORLD with the envelope coded in 24 coefficients a frame."""
+    """WORLD with the envelope coded in 24 coefficients a frame, (T,) to float32 (T,); `rng` is not needed."""
 
     def change(pyworld, f0, envelope, aperiodicity):
         code = pyworld.code_spectral_envelope(envelope, SAMPLE_RATE, 24)
@@ -109,7 +168,19 @@ def world_coded(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def world_vc(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """WORLD with pitch moved by up to 25 % and formants by up to 12 %, like a simple voice conversion."""
+    """WORLD with pitch moved by up to 25 % and formants by up to 12 %, like a simple voice conversion.
+
+    Parameters
+    ----------
+    wave : numpy.ndarray, shape (T,)
+        At 16 kHz.
+    rng : numpy.random.Generator
+        Draws both.
+
+    Returns
+    -------
+    numpy.ndarray, float32, shape (T,)
+    """
     pitch, formant = np.exp(rng.uniform(-1, 1, 2) * np.log([1.25, 1.12]))
 
     def change(_, f0, envelope, aperiodicity):
@@ -126,70 +197,170 @@ for _vocoder in (gl_lin, gl_mel, lpc, world, world_coded, world_vc):
 
 
 def vocode(wave: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray:
-    """Copy-synthesis: rebuild a recording (T,) with a vocoder of `VOCODERS`, at the same length and RMS."""
+    """Copy-synthesis: rebuild a recording with a vocoder, at the same length and loudness.
+
+    Parameters
+    ----------
+    wave : numpy.ndarray, float32, shape (T,)
+        At 16 kHz.
+    name : str
+        A key of `VOCODERS`.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    numpy.ndarray, float32, shape (T,)
+
+    Raises
+    ------
+    UnknownName
+        No such vocoder.
+
+    Examples
+    --------
+    >>> wave = np.sin(np.arange(16000) / 9).astype(np.float32)
+    >>> vocode(wave, "lpc", np.random.default_rng(0)).shape
+    (16000,)
+    """
     return _match_level(VOCODERS[name](wave, rng), wave)
 
 
+def _rms(wave: np.ndarray) -> np.float64:
+    """Root of the mean square, in double precision."""
+    return np.sqrt(np.mean(np.square(wave, dtype=np.float64)))
+
+
 def _match_level(wave: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    rms, target = (np.sqrt(np.mean(np.square(x, dtype=np.float64))) for x in (wave, reference))
-    return (wave * (target / max(rms, 1e-9))).astype(np.float32)
+    """The wave, scaled to the RMS of the reference."""
+    return (wave * (_rms(reference) / max(_rms(wave), 1e-9))).astype(np.float32)
 
 # %% ../../nbs/1_data/10_forge.ipynb #42fb867e
-def find_boundaries(wave: np.ndarray, depth_db: float = 6.0, distance: float = 0.08) -> np.ndarray:
-    """Word-like boundaries: valleys of the short-time energy, moved to a zero crossing.
+_STEP = 80  # samples (5 ms) from one level to the next
 
-    A valley lies at least `depth_db` below the peaks around it and `distance` seconds from the next.
-    Returns sample positions (int64) in rising order; the first is 0 and the last T.
+
+def _levels(wave: np.ndarray) -> np.ndarray:
+    """Energy (dB) around every 80th sample, over 30 ms."""
+    energy = np.convolve(np.square(wave, dtype=np.float64), np.ones(480) / 480, "same")[::_STEP]
+    return 10 * np.log10(energy + 1e-8)
+
+
+def find_boundaries(wave: np.ndarray, depth_db: float = 6.0, distance: float = 0.08) -> np.ndarray:
+    """Word-like boundaries: valleys of the short-time energy, each moved to the nearest zero crossing.
+
+    Parameters
+    ----------
+    wave : numpy.ndarray, shape (T,)
+        At 16 kHz.
+    depth_db : float
+        A valley lies at least so much below the peaks around it.
+    distance : float
+        Least time between two valleys, in seconds.
+
+    Returns
+    -------
+    numpy.ndarray, int64
+        Sample positions in rising order; the first is 0 and the last T.
     """
-    hop = 80
-    energy = np.convolve(np.square(wave, dtype=np.float64), np.ones(480) / 480, "same")[::hop]
-    level = 10 * np.log10(energy + 1e-8)
-    valleys, _ = find_peaks(-level, prominence=depth_db, distance=round(distance * SAMPLE_RATE / hop))
+    apart = round(distance * SAMPLE_RATE / _STEP)
+    valleys, _ = find_peaks(-_levels(wave), prominence=depth_db, distance=apart)
     crossings = np.flatnonzero(np.diff(np.signbit(wave)))
-    inner = [crossings[np.abs(crossings - v * hop).argmin()] + 1 for v in valleys] if len(crossings) else []
-    return np.unique(np.r_[0, inner, len(wave)]).astype(np.int64)
+    cuts = [0, len(wave)]
+    if len(crossings):
+        for valley in valleys:
+            nearest = np.abs(crossings - valley * _STEP).argmin()
+            cuts.append(crossings[nearest] + 1)
+    return np.unique(cuts).astype(np.int64)
 
 # %% ../../nbs/1_data/10_forge.ipynb #efb7768e
 def splice(wave: np.ndarray, donor: np.ndarray, spans, fade: int = 0) -> np.ndarray:
-    """Replace stretches of a recording (T,) by those of a donor (T,), at matched loudness.
+    """Replace stretches of a recording by those of a donor, at matched loudness.
 
-    `spans` are (start, end) in samples, half-open; changed samples lie inside them only. `fade` is the length of the
-    cross-fade at each end, in samples; 0 cuts hard.
+    Parameters
+    ----------
+    wave, donor : numpy.ndarray, shape (T,)
+    spans : sequence of (start, end)
+        In samples, half-open; changed samples lie inside them only.
+    fade : int
+        Length of the cross-fade at each end, in samples; 0 cuts hard.
+
+    Returns
+    -------
+    numpy.ndarray, float32, shape (T,)
+
+    Examples
+    --------
+    >>> splice(np.ones(8), -np.ones(8), [(2, 6)], fade=2).tolist()
+    [1.0, 1.0, 0.5, -0.5, -0.5, 0.5, 1.0, 1.0]
     """
     out = np.array(wave, dtype=np.float32)
     for start, end in spans:
         piece = _match_level(donor[start:end], wave[start:end])
+        share = np.ones(end - start, dtype=np.float32)  # of the donor, in each sample
         n = min(fade, (end - start) // 2)
-        ramp = np.ones(end - start, dtype=np.float32)
-        if n:
-            ramp[:n] = (np.arange(n) + 0.5) / n
-            ramp[-n:] = ramp[:n][::-1]
-        out[start:end] += ramp * (piece - out[start:end])
+        if n > 0:
+            rising = (np.arange(n) + 0.5) / n
+            share[:n] = rising
+            share[-n:] = rising[::-1]
+        out[start:end] += share * (piece - out[start:end])
     return out
 
 # %% ../../nbs/1_data/10_forge.ipynb #f17b0a09
 def choose_spans(wave: np.ndarray, rng: np.random.Generator, shortest: float = 0.12) -> list[tuple[int, int]]:
     """Draw up to three stretches between boundaries, until a drawn share (25 to 55 %) of the recording is covered.
 
-    Returns (start, end) in samples, in rising order, not touching; the middle third where nothing else fits.
+    Parameters
+    ----------
+    wave : numpy.ndarray, shape (T,)
+        At 16 kHz.
+    rng : numpy.random.Generator
+    shortest : float
+        In seconds.
+
+    Returns
+    -------
+    list of (start, end)
+        In samples, in rising order, not touching; together at most 70 % of the recording. The middle third where
+        nothing else fits.
     """
     cuts = find_boundaries(wave)
     target = rng.uniform(0.25, 0.55) * len(wave)
     spans: list[tuple[int, int]] = []
     for i in rng.permutation(len(cuts) - 1):
+        words = 1 + int(rng.integers(2))  # one or two stretches between boundaries
         start = int(cuts[i])
-        end = int(cuts[min(i + 1 + int(rng.integers(2)), len(cuts) - 1)])
-        free = all(end < s or e < start for s, e in spans)
+        end = int(cuts[min(i + words, len(cuts) - 1)])
         covered = sum(e - s for s, e in spans)
-        if free and covered < target and covered + end - start <= 0.7 * len(wave) and len(spans) < 3:
-            spans += [(start, end)] if end - start >= shortest * SAMPLE_RATE else []
-    return sorted(spans) or [(len(wave) // 3, 2 * len(wave) // 3)]
+        touches = any(start <= e and s <= end for s, e in spans)
+        if len(spans) == 3 or covered >= target or touches:
+            continue
+        if end - start < shortest * SAMPLE_RATE or covered + end - start > 0.7 * len(wave):
+            continue
+        spans.append((start, end))
+    if not spans:
+        return [(len(wave) // 3, 2 * len(wave) // 3)]
+    return sorted(spans)
 
 # %% ../../nbs/1_data/10_forge.ipynb #17b700cf
 def plan(source: Manifest, vocoders, partial: float, spliced: float, seed: int) -> pd.DataFrame:
-    """One row a recording to make: `utt, source, donor, kind, attack, speaker, split`.
+    """What to make of bona fide recordings: a function of its arguments alone.
 
-    `kind` is full, partial or spliced (bona fide with words from `donor`, the same speaker's recording).
+    Parameters
+    ----------
+    source : Manifest
+        Spoofed rows are left out.
+    vocoders, partial, spliced, seed
+        As for `forge`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a recording to make: `utt`, `source`, `donor`, `kind`, `attack`, `speaker`, `split`. `kind` is
+        full, partial or spliced (bona fide with words from `donor`, the same speaker's recording).
+
+    Raises
+    ------
+    ValueError
+        No bona fide recordings.
     """
     rows = []
     bona = source.utterances[source.utterances.label == "bonafide"]
@@ -197,12 +368,13 @@ def plan(source: Manifest, vocoders, partial: float, spliced: float, seed: int) 
         raise ValueError("no bona fide recordings to make fakes of")
     for u in bona.itertuples():
         rng = utt_rng(u.utt, seed)
-        same = bona.utt[(bona.speaker == u.speaker) & (bona.split == u.split) & (bona.utt != u.utt)].tolist()
+        same_speaker = (bona.speaker == u.speaker) & (bona.split == u.split) & (bona.utt != u.utt)
+        donors = bona.utt[same_speaker].tolist()
         common = {"source": u.utt, "donor": "", "speaker": u.speaker, "split": u.split}
         rows.append({"utt": u.utt, "kind": "full", "attack": "", **common})
-        if same and rng.random() < spliced:
+        if donors and rng.random() < spliced:
             own = {"utt": f"{u.utt}-spliced", "kind": "spliced", "attack": ""}
-            rows.append({**own, **common, "donor": rng.choice(same)})
+            rows.append({**own, **common, "donor": rng.choice(donors)})
         for name in vocoders:
             kind = "partial" if rng.random() < partial else "full"
             rows.append({"utt": f"{u.utt}-{name}-{kind}", "kind": kind, "attack": name, **common})
@@ -210,14 +382,30 @@ def plan(source: Manifest, vocoders, partial: float, spliced: float, seed: int) 
 
 # %% ../../nbs/1_data/10_forge.ipynb #df3558be
 def _tile(spans, length: int, label: str, attack: str) -> list[dict]:
-    """Segments (seconds) that cover the recording: the spans and the bona fide stretches between them."""
-    edges = [0, *(x for span in spans for x in span), length]
-    kinds = [{"label": "bonafide", "attack": ""}, {"label": label, "attack": attack}]  # between spans, inside
+    """Segments (seconds) that cover a recording of `length` samples: the spans and the bona fide rest."""
+    stretches = []
+    at = 0
+    for start, end in spans:
+        stretches.append((at, start, "bonafide", ""))
+        stretches.append((start, end, label, attack))
+        at = end
+    stretches.append((at, length, "bonafide", ""))
     segments = []
-    for i, (start, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for start, end, kind, by in stretches:
         if end > start:
-            segments.append({"start": start / SAMPLE_RATE, "end": end / SAMPLE_RATE, **kinds[i % 2]})
+            times = {"start": start / SAMPLE_RATE, "end": end / SAMPLE_RATE}
+            segments.append({**times, "label": kind, "attack": by})
     return segments
+
+
+def _replacement(job: dict, wave: np.ndarray, donor: Path, rng: np.random.Generator) -> np.ndarray:
+    """What comes in the place of the recording (T,), all of it or some of its words."""
+    if job["kind"] == "spliced":
+        other = np.resize(load(donor)[0], len(wave))
+        return np.roll(other, int(rng.integers(len(wave))))
+    if job["attack"]:
+        return vocode(wave, job["attack"], rng)
+    return wave
 
 
 def _make(job: dict, path: Path, donor: Path, out: Path, seed: int, channel: Callable | None) -> dict:
@@ -225,20 +413,19 @@ def _make(job: dict, path: Path, donor: Path, out: Path, seed: int, channel: Cal
     rng = utt_rng(job["utt"], seed)
     wave, _ = load(path)
     spans = [] if job["kind"] == "full" else choose_spans(wave, rng)
-    if job["kind"] == "spliced":
-        other = np.roll(np.resize(load(donor)[0], len(wave)), int(rng.integers(len(wave))))
-    else:
-        other = vocode(wave, job["attack"], rng) if job["attack"] else wave
-    if channel:
+    other = _replacement(job, wave, donor, rng)
+    if channel is not None:
         wave = channel(wave, job["source"])
         other = channel(other, job["source"])
-    wave = splice(wave, other, spans, fade=int(rng.choice([0, 80, 160]))) if spans else other
-    label = "spoof" if job["attack"] else "bonafide"
+    made = other
+    if spans:
+        made = splice(wave, other, spans, fade=int(rng.choice([0, 80, 160])))
     name = job["utt"].replace("/", "%2F")  # ids may have slashes, file names may not
+    label = "spoof" if job["attack"] else "bonafide"
     note = {**job, "label": label, "codec": "", "path": f"audio/{name}.flac", "sample_rate": SAMPLE_RATE}
-    save(out / note["path"], wave / max(1.0, float(np.abs(wave).max())))
-    note["duration"] = len(wave) / SAMPLE_RATE
-    note["segments"] = _tile(spans, len(wave), label, job["attack"])
+    note["duration"] = len(made) / SAMPLE_RATE
+    note["segments"] = _tile(spans, len(made), label, job["attack"])
+    save(out / note["path"], made / max(1.0, float(np.abs(made).max())))
     with atomic(out / "notes" / f"{name}.json") as part:
         part.write_text(json.dumps(note))
     return note
@@ -254,39 +441,61 @@ def forge(
     workers=-1,
     channel=None,
 ) -> Manifest:
-    """Make full and partial fakes of bona fide speech, with exact segments; the manifest is also written to `out`.
+    """Make full and partial fakes of bona fide speech, with exact segments.
 
     Parameters
     ----------
     source : Manifest or path
         Bona fide speech: a manifest (spoofed rows are left out), or a folder of sound files or of a manifest.
-    out : path
+    out : str or Path
         Folder to fill; calling again with the same settings continues where it stopped.
     vocoders : sequence of str
         Keys of `VOCODERS`: each recording gets one fake by each.
-    partial, spliced : float
-        Share of the fakes that are partial, and of recordings that also get a spliced bona fide version.
-    seed, workers : int
-        The same seed gives the same files; -1 uses all cores.
+    partial : float
+        Share of the fakes that are partial.
+    spliced : float
+        Share of the recordings that also get a spliced bona fide version.
+    seed : int
+        The same seed gives the same files.
+    workers : int
+        Processes; -1 uses all cores.
     channel : function (wave, source utt) -> wave of equal length, optional
         A room or a telephone that the recording and its fakes go through before they are spliced.
+
+    Returns
+    -------
+    Manifest
+        It is also written to `out`.
+
+    Raises
+    ------
+    UnknownName
+        A vocoder that there is not, before anything is made.
+    ValueError
+        No bona fide recordings.
+    FileExistsError
+        `out` holds a corpus that was made with other settings.
     """
     for name in vocoders:
         VOCODERS[name]  # an unknown one is refused before anything is made
     source = open_manifest(source, label="bonafide")
     out = Path(out)
     jobs = plan(source, vocoders, partial, spliced, seed)
-    done = _open_folder(out, jobs, {"partial": partial, "spliced": spliced, "seed": seed})
-    where = dict(zip(source.utterances.utt, source.paths(), strict=True))
-    todo = [j for j in jobs.to_dict("records") if j["utt"] not in done]
-    tasks = (delayed(_make)(j, where[j["source"]], where.get(j["donor"]), out, seed, channel) for j in todo)
+    notes = _open_folder(out, jobs, {"partial": partial, "spliced": spliced, "seed": seed})
+    path_of = dict(zip(source.utterances.utt, source.paths(), strict=True))
+    tasks = []
+    for job in jobs.to_dict("records"):
+        if job["utt"] not in notes:
+            donor = path_of.get(job["donor"])
+            tasks.append(delayed(_make)(job, path_of[job["source"]], donor, out, seed, channel))
     run = Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
-    done |= {note["utt"]: note for note in tqdm(run, total=len(todo), desc="forge", unit="file")}
-    return _collect(jobs, done, out)
+    for note in tqdm(run, total=len(tasks), desc="forge", unit="file"):
+        notes[note["utt"]] = note
+    return _collect(jobs, notes, out)
 
 # %% ../../nbs/1_data/10_forge.ipynb #81d23b2e
-def _open_folder(out: Path, jobs: pd.DataFrame, settings: dict) -> dict:
-    """Notes of the finished jobs in `out`; another plan in the same folder is an error."""
+def _open_folder(out: Path, jobs: pd.DataFrame, settings: dict) -> dict[str, dict]:
+    """Notes of the finished jobs in `out`, by utt; another plan in the same folder is an error."""
     (out / "notes").mkdir(parents=True, exist_ok=True)
     settings = settings | {"plan": jobs.utt.tolist()}
     if not (out / "forge.json").is_file():
@@ -295,13 +504,23 @@ def _open_folder(out: Path, jobs: pd.DataFrame, settings: dict) -> dict:
         raise FileExistsError(
             f"{out}: holds a corpus made with other settings; choose another folder or delete it"
         )
-    notes = [json.loads(p.read_text()) for p in (out / "notes").glob("*.json")]
-    return {n["utt"]: n for n in notes if (out / n["path"]).is_file()}
+    notes = {}
+    for path in (out / "notes").glob("*.json"):
+        note = json.loads(path.read_text())
+        if (out / note["path"]).is_file():
+            notes[note["utt"]] = note
+    return notes
 
 
-def _collect(jobs: pd.DataFrame, notes: dict, out: Path) -> Manifest:
-    notes = [notes[utt] for utt in jobs.utt]
-    segments = [{"utt": n["utt"], **s} for n in notes if n["kind"] != "full" for s in n["segments"]]
-    m = Manifest(pd.DataFrame(notes).drop(columns="segments"), pd.DataFrame(segments, columns=list(SEGMENTS)), out)
+def _collect(jobs: pd.DataFrame, notes: dict[str, dict], out: Path) -> Manifest:
+    """The manifest of all notes, in the order of the plan."""
+    rows = []
+    segments = []
+    for utt in jobs.utt:
+        note = notes[utt]
+        rows.append({key: value for key, value in note.items() if key != "segments"})
+        if note["kind"] != "full":
+            segments += [{"utt": utt, **segment} for segment in note["segments"]]
+    m = Manifest(pd.DataFrame(rows), pd.DataFrame(segments, columns=list(SEGMENTS)), out)
     m.write(out)
     return m.validate(files=True)

@@ -18,6 +18,13 @@ from .corpora import CorpusError
 def find_root(name: str, root, wanted, inside=()) -> Path:
     """The folder, `root` or one of its subfolders `inside`, that holds at least one of the paths `wanted`.
 
+    Parameters
+    ----------
+    name : str
+        Of the corpus, for messages.
+    root : str or Path
+    wanted, inside : sequence of str
+
     Raises
     ------
     CorpusError
@@ -29,19 +36,26 @@ def find_root(name: str, root, wanted, inside=()) -> Path:
     for folder in (root, *(root / i for i in inside)):
         if any((folder / w).exists() for w in wanted):
             return folder
-    names = sorted(p.name + "/" * p.is_dir() for p in root.iterdir())
-    found = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"
+    names = sorted(f"{p.name}/" if p.is_dir() else p.name for p in root.iterdir())
+    found = ", ".join(names[:10]) or "nothing"
+    if len(names) > 10:
+        found += f" and {len(names) - 10} more"
     raise CorpusError(
         f"{root}: not the root of {name}. Expected here: {' or '.join(map(str, wanted))}. Found: {found}"
     )
 
 # %% ../../nbs/1_data/04_lists.ipynb #f2ec0c6b
 def _bad_lines(path: Path, widths) -> str:
-    """The lines that do not have one of the numbers of fields, for a message."""
+    """The lines that do not have the right number of fields, or are no text, for a message."""
     text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    lines = [(i, line, len(line.split())) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    n = next((n for *_, n in lines if n in widths), None)
-    bad = [f"line {i} ({k} fields): {line[:60]!r}" for i, line, k in lines if k != n or "\ufffd" in line]
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    allowed = [len(line.split()) for _, line in lines if len(line.split()) in widths]
+    right = allowed[0] if allowed else None
+    bad = []
+    for number, line in lines:
+        fields = len(line.split())
+        if fields != right or "\ufffd" in line:
+            bad.append(f"line {number} ({fields} fields): {line[:60]!r}")
     return f"{len(bad)} lines, first: " + "; ".join(bad[:3])
 
 # %% ../../nbs/1_data/04_lists.ipynb #7ed15fe2
@@ -50,6 +64,12 @@ def read_fields(path, widths) -> pd.DataFrame:
 
     Empty lines, blanks at the end, CRLF and a byte-order mark are ignored; quotation marks mean nothing.
 
+    Parameters
+    ----------
+    path : str or Path
+    widths : sequence of int
+        How many fields a line may have.
+
     Raises
     ------
     CorpusError
@@ -57,13 +77,14 @@ def read_fields(path, widths) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        with open(path, encoding="utf-8-sig") as f:
-            n = len(next((line for line in f if line.strip()), "").split())
-        t = pd.read_csv(
+        with open(path, encoding="utf-8-sig") as file:
+            first = next((line for line in file if line.strip()), "")
+        n = len(first.split())
+        table = pd.read_csv(
             path,
             sep=r"\s+",
             header=None,
-            names=range(n + 1),
+            names=range(n + 1),  # one more, to see what is left over
             dtype=str,
             keep_default_na=False,
             na_values=[],
@@ -71,18 +92,41 @@ def read_fields(path, widths) -> pd.DataFrame:
             encoding="utf-8-sig",
             index_col=False,
         )
-        fits = n in widths and (t[n].fillna("") == "").all() and (t[n - 1].fillna("") != "").all()
+        complete = n in widths and (table[n - 1].fillna("") != "").all()
+        fits = complete and (table[n].fillna("") == "").all()  # nothing left over
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
         fits = False
     if not fits:
         raise CorpusError(
             f"{path}: need {' or '.join(map(str, widths))} fields in every line; {_bad_lines(path, widths)}"
         )
-    return t.drop(columns=n)
+    return table.drop(columns=n)
 
 # %% ../../nbs/1_data/04_lists.ipynb #3eaa3d15
+CHALLENGE_WORDS = {"bonafide": "bonafide", "spoof": "spoof"}
+
+
 def to_labels(column: pd.Series, words: dict[str, str], where) -> pd.Series:
-    """Translate a corpus's own words to "bonafide", "spoof" or "" (none); any other word is an error."""
+    """Translate a corpus's own words for real and fake to ours; any other word is an error.
+
+    Parameters
+    ----------
+    column : pandas.Series of str
+    words : dict
+        The corpus's words to "bonafide", "spoof" or "" (none).
+    where : str or Path
+        The list, for the message.
+
+    Raises
+    ------
+    CorpusError
+        Another word, with the first row that has it.
+
+    Examples
+    --------
+    >>> to_labels(pd.Series(["real", "fake"]), {"real": "bonafide", "fake": "spoof"}, "list.txt").tolist()
+    ['bonafide', 'spoof']
+    """
     labels = column.astype(object).map(words)
     if labels.isna().any():
         unknown = sorted({repr(x) for x in column[labels.isna()]})[:5]
@@ -94,7 +138,23 @@ def to_labels(column: pd.Series, words: dict[str, str], where) -> pd.Series:
 
 # %% ../../nbs/1_data/04_lists.ipynb #231c248e
 def agree(label: pd.Series, bonafide: pd.Series, where, what: str) -> None:
-    """Assert the polarity: label "bonafide" exactly where another column says so."""
+    """Assert the polarity: label "bonafide" exactly where another column says so.
+
+    Parameters
+    ----------
+    label : pandas.Series of str
+    bonafide : pandas.Series of bool
+        What the other column says of the same rows.
+    where : str or Path
+        The list, for the message.
+    what : str
+        The other column, for the message.
+
+    Raises
+    ------
+    CorpusError
+        They differ: in how many rows, and in which first.
+    """
     odd = (label == "bonafide") != bonafide
     if odd.any():
         row = int(odd.to_numpy().argmax())
@@ -103,12 +163,25 @@ def agree(label: pd.Series, bonafide: pd.Series, where, what: str) -> None:
             f"(label {label.iloc[row]}): is it the right list, and the right polarity?"
         )
 
-
-CHALLENGE_WORDS = {"bonafide": "bonafide", "spoof": "spoof"}
-
 # %% ../../nbs/1_data/04_lists.ipynb #682c1a1d
 def each_list(base: Path, lists: dict, widths, problems: list) -> Iterator[tuple[str, Path, pd.DataFrame]]:
-    """Yield (key, path, table) of the lists that are there; those that are not become problems."""
+    """Read the lists that are there.
+
+    Parameters
+    ----------
+    base : Path
+    lists : dict
+        Keys, such as splits, to paths below `base`.
+    widths : sequence of int
+        As for `read_fields`.
+    problems : list
+        Gets a line (problem, path, detail) for each list that is not there.
+
+    Yields
+    ------
+    key, path, table
+        The table as from `read_fields`.
+    """
     for key, name in lists.items():
         if (base / name).is_file():
             yield key, base / name, read_fields(base / name, widths)
@@ -116,12 +189,28 @@ def each_list(base: Path, lists: dict, widths, problems: list) -> Iterator[tuple
             problems.append(("missing", str(name), f"list of {key}"))
 
 # %% ../../nbs/1_data/04_lists.ipynb #5a7dacf9
-def rows(utt: pd.Series, folder: str, suffix: str, **columns) -> pd.DataFrame:
-    """A table of utterances whose files are `folder/utt + suffix`; text that is not given is empty."""
+def rows(utt: pd.Series, folder: str = "", suffix: str = "", **columns) -> pd.DataFrame:
+    """Rows of a manifest; text that is not given is empty.
+
+    Parameters
+    ----------
+    utt : pandas.Series of str
+    folder, suffix : str
+        The files are called `folder/utt + suffix`, unless there is a column `path`.
+    **columns
+        `label` and whatever the corpus tells, as a Series or as one value for all.
+
+    Examples
+    --------
+    >>> rows(pd.Series(["a", "b"]), "flac", ".flac", label="spoof").path.tolist()
+    ['flac/a.flac', 'flac/b.flac']
+    """
     empty = dict.fromkeys(("split", "speaker", "attack", "codec"), "")
     return pd.DataFrame({"utt": utt, "path": folder + "/" + utt + suffix, **empty, **columns})
 
 
 def joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Tables below each other; without any, an empty one."""
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"utt": [], "path": []}, dtype="str")
+    """Tables below each other; without any, an empty one with `utt` and `path`."""
+    if not parts:
+        return pd.DataFrame({"utt": [], "path": []}, dtype="str")
+    return pd.concat(parts, ignore_index=True)

@@ -8,6 +8,7 @@ __all__ = ['UTTERANCES', 'SEGMENTS', 'SPLITS', 'ManifestError', 'Manifest', 'to_
 
 # %% ../../nbs/1_data/02_manifest.ipynb #1af1b8c4
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +21,16 @@ from ..task import LABELS
 
 # %% ../../nbs/1_data/02_manifest.ipynb #ef406ef1
 UTTERANCES = {
-    "utt": str, "path": str, "label": str, "split": str, "speaker": str,
-    "attack": str, "codec": str, "duration": float, "sample_rate": int,
-}  # fmt: skip
+    "utt": str,
+    "path": str,
+    "label": str,
+    "split": str,
+    "speaker": str,
+    "attack": str,
+    "codec": str,
+    "duration": float,
+    "sample_rate": int,
+}
 SEGMENTS = {"utt": str, "start": float, "end": float, "label": str, "attack": str}
 SPLITS = ("train", "dev", "eval", "")
 
@@ -32,18 +40,20 @@ class ManifestError(ValueError):
 
 # %% ../../nbs/1_data/02_manifest.ipynb #0ff8f95e
 def _typed(table: pd.DataFrame, columns: dict, name: str) -> pd.DataFrame:
-    """The table with the required columns first and typed; "-" and missing text become "" (none)."""
+    """The table with the required columns first, and typed; missing text becomes "", and "-" that means none."""
     missing = [c for c in columns if c not in table.columns]
     if missing:
         raise ManifestError(f"{name}: missing columns {missing}; found {list(table.columns)}")
-    table = table[[*columns, *(c for c in table.columns if c not in columns)]].reset_index(drop=True)
-    text = [c for c, kind in columns.items() if kind is str]
-    table[text] = table[text].astype("str").where(table[text].notna(), "")
-    table[["attack"]] = table[["attack"]].replace("-", "")
-    if "codec" in columns:
-        table[["codec", "speaker"]] = table[["codec", "speaker"]].replace("-", "")
-    for column in set(columns) - set(text):
-        table[column] = pd.to_numeric(table[column]).astype(columns[column])
+    further = [c for c in table.columns if c not in columns]
+    table = table[[*columns, *further]].reset_index(drop=True)
+    for column, kind in columns.items():
+        if kind is str:
+            table[column] = table[column].astype("str").where(table[column].notna(), "")
+        else:
+            table[column] = pd.to_numeric(table[column]).astype(kind)
+    for column in ("attack", "codec", "speaker"):
+        if column in columns:
+            table[column] = table[column].replace("-", "")
     return table
 
 
@@ -56,38 +66,42 @@ def _among(values: pd.Series, others: pd.Series) -> pd.Series:
     return values.astype(object).isin(others.astype(object))
 
 
-def _utterance_problems(u: pd.DataFrame):
-    """Yield (what, offending rows) for the utterance table."""
+def _utterance_problems(u: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """What is wrong with the utterance table, and the offending rows."""
     yield "duplicate utt", u[u.duplicated("utt", keep=False)].sort_values("utt")
     yield "empty utt", u[u.utt == ""]
     yield f"unknown label (use one of {LABELS})", u[~u.label.isin([*LABELS, ""])]
-    some = u.split.isin(u.split[u.label != ""].unique())
-    yield "no label (label all of a split, or none of it)", u[(u.label == "") & some]
+    labelled_splits = u.split[u.label != ""].unique()
+    forgotten = (u.label == "") & u.split.isin(labelled_splits)
+    yield "no label (label all of a split, or none of it)", u[forgotten]
     yield f"unknown split (use one of {SPLITS})", u[~u.split.isin(SPLITS)]
     yield "bona fide with an attack", u[(u.label == "bonafide") & (u.attack != "")]
     unread = u.duration.isna() & (u.sample_rate == 0)  # nobody has looked into the file yet
-    odd = ~(u.duration > 0) | ~np.isfinite(u.duration)
-    yield "duration is not a positive number", u[odd & ~unread]
-    yield "sample rate is not positive", u[~(u.sample_rate > 0) & ~unread]
+    possible = (u.duration > 0) & np.isfinite(u.duration)
+    yield "duration is not a positive number", u[~possible & ~unread]
+    yield "sample rate is not positive", u[(u.sample_rate <= 0) & ~unread]
 
 # %% ../../nbs/1_data/02_manifest.ipynb #f46d8078
-def _segment_problems(u: pd.DataFrame, s: pd.DataFrame):
-    """Yield (what, offending rows) for the segment table."""
+_TOLERANCE = 1 / 16000  # s: times are rounded, by a sample at most
+
+
+def _segment_problems(u: pd.DataFrame, s: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """What is wrong with the segment table, and the offending rows."""
     if s.empty:
         return
     yield f"segment with an unknown label (use one of {LABELS})", s[~s.label.isin(LABELS)]
     yield "segment of an unknown utt", s[~_among(s.utt, u.utt)]
-    s = s.merge(u.drop_duplicates("utt")[["utt", "label", "duration"]], on="utt", suffixes=("", "_utt"))
-    tolerance = 1 / 16000
-    outside = (s.start < 0) | (s.end > s.duration + tolerance) | ~(s.start < s.end)
+    about = u.drop_duplicates("utt")[["utt", "label", "duration"]]
+    s = s.merge(about, on="utt", suffixes=("", "_utt"))
+    outside = (s.start < 0) | (s.end > s.duration + _TOLERANCE) | ~(s.start < s.end)
     yield "segment out of range (need 0 <= start < end <= duration)", s[outside]
     s = s.sort_values(["utt", "start"], kind="stable")
-    overlap = (s.utt == s.utt.shift()) & (s.start < s.end.shift() - tolerance)
-    yield "overlapping segments", s[overlap | overlap.shift(-1, fill_value=False)]
+    overlaps_last = (s.utt == s.utt.shift()) & (s.start < s.end.shift() - _TOLERANCE)
+    yield "overlapping segments", s[overlaps_last | overlaps_last.shift(-1, fill_value=False)]
     yield "spoof segment in a bona fide utterance", s[(s.label == "spoof") & (s.label_utt == "bonafide")]
-    fake = s.utt[s.label == "spoof"]
-    none = (s.label_utt == "spoof") & ~_among(s.utt, fake)
-    yield "spoof utterance whose segments are all bona fide", s[none]
+    with_fake = s.utt[s.label == "spoof"]
+    none_fake = (s.label_utt == "spoof") & ~_among(s.utt, with_fake)
+    yield "spoof utterance whose segments are all bona fide", s[none_fake]
 
 # %% ../../nbs/1_data/02_manifest.ipynb #b2c8a30f
 @dataclass
@@ -130,20 +144,27 @@ class Manifest:
         """Raise `ManifestError` with the offending rows; `files=True` also looks for every file."""
         problems = [*_utterance_problems(self.utterances), *_segment_problems(self.utterances, self.segments)]
         if files:
-            problems.append(("missing file", self.utterances[[not p.is_file() for p in self.paths()]]))
-        found = [(what, rows) for what, rows in problems if len(rows)]
-        if found:
-            parts = [f"{what}: {len(rows)} rows\n{rows.head(8).to_string()}" for what, rows in found]
+            gone = [not p.is_file() for p in self.paths()]
+            problems.append(("missing file", self.utterances[gone]))
+        parts = [f"{what}: {len(rows)} rows\n{rows.head(8).to_string()}" for what, rows in problems if len(rows)]
+        if parts:
             raise ManifestError("\n\n".join(parts))
         return self
 
     def subset(self, **where) -> "Manifest":
-        """Rows whose column equals a value or is in a list of values: ``subset(split="train")``."""
+        """Rows whose columns have a value, or one of several: ``subset(split="train", attack=["", "lpc"])``.
+
+        Raises
+        ------
+        UnknownName
+            A column that is not there.
+        """
         u = self.utterances
         for column, wanted in where.items():
             if column not in u.columns:
                 raise unknown("column", column, u.columns)
-            u = u[u[column].isin([wanted] if np.isscalar(wanted) else list(wanted))]
+            values = [wanted] if np.isscalar(wanted) else list(wanted)
+            u = u[u[column].isin(values)]
         return Manifest(u, self.segments[_among(self.segments.utt, u.utt)], self.root)
 
     def write(self, folder) -> Path:
@@ -173,7 +194,20 @@ class Manifest:
 
 # %% ../../nbs/1_data/02_manifest.ipynb #861cd8fa
 def to_kaldi(m: Manifest, folder) -> Path:
-    """Write `wav.scp`, `utt2lab`, `lab2utt`, `utt2dur` and `utt2spk`, sorted by utterance."""
+    """Write `wav.scp`, `utt2lab`, `lab2utt`, `utt2dur` and `utt2spk`, sorted by utterance.
+
+    Parameters
+    ----------
+    m : Manifest
+        An utterance without a speaker becomes its own.
+    folder : str or Path
+        Is made if it is not there.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     u = m.utterances.assign(wav=[str(p) for p in m.paths()]).sort_values("utt")
@@ -182,7 +216,7 @@ def to_kaldi(m: Manifest, folder) -> Path:
     for name, column in columns.items():
         lines = [f"{utt} {value}\n" for utt, value in zip(u.utt, u[column], strict=True)]
         (folder / name).write_text("".join(lines), encoding="utf-8")
-    by_label = [f"{label} {' '.join(g.utt)}\n" for label, g in u.groupby("label")]
+    by_label = [f"{label} {' '.join(group.utt)}\n" for label, group in u.groupby("label")]
     (folder / "lab2utt").write_text("".join(by_label), encoding="utf-8")
     return folder
 
@@ -203,6 +237,19 @@ def from_kaldi(folder, split: str = "") -> Manifest:
     """Read a Kaldi-style folder: `wav.scp`, `utt2lab`, and `utt2spk` if present.
 
     Durations and sampling rates come from the recordings' own headers, never from an assumption.
+
+    Parameters
+    ----------
+    folder : str or Path
+    split : str
+        That of all recordings, which these lists do not tell.
+
+    Raises
+    ------
+    ManifestError
+        Lists with doubles, lines without a value, or other utterances than the other list.
+    AudioError
+        A recording that cannot be read.
     """
     folder = Path(folder)
     u = pd.DataFrame({"path": _pairs(folder / "wav.scp"), "label": _pairs(folder / "utt2lab")})
@@ -216,18 +263,46 @@ def from_kaldi(folder, split: str = "") -> Manifest:
 
 # %% ../../nbs/1_data/02_manifest.ipynb #d2b04a43
 def to_rttm(m: Manifest, path) -> Path:
-    """Write segments as RTTM; an utterance without segments becomes one that covers it all."""
+    """Write segments as RTTM (ten columns); an utterance without segments becomes one that covers it all.
+
+    Parameters
+    ----------
+    m : Manifest
+    path : str or Path
+        Of the file, whose folder must be there.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    columns = ["utt", "start", "end", "label"]
     whole = m.utterances[~m.utterances.utt.isin(m.segments.utt)].assign(start=0.0)
-    whole = whole.rename(columns={"duration": "end"})[["utt", "start", "end", "label"]]
-    rows = pd.concat([m.segments[["utt", "start", "end", "label"]], whole]).sort_values(["utt", "start"])
-    form = "SPEAKER {} 1 {:.7f} {:.7f} <NA> <NA> {} <NA> <NA>\n".format
-    lines = [form(r.utt, r.start, r.end - r.start, r.label) for r in rows.itertuples()]
+    whole = whole.rename(columns={"duration": "end"})[columns]
+    lines = []
+    for r in pd.concat([m.segments[columns], whole]).sort_values(["utt", "start"]).itertuples():
+        length = r.end - r.start
+        lines.append(f"SPEAKER {r.utt} 1 {r.start:.7f} {length:.7f} <NA> <NA> {r.label} <NA> <NA>\n")
     Path(path).write_text("".join(lines), encoding="utf-8")
     return Path(path)
 
 
 def from_rttm(m: Manifest, path) -> Manifest:
-    """Return the manifest with its segments taken from an RTTM file (shorter than 0.1 ms: dropped)."""
+    """Return the manifest with its segments taken from an RTTM file.
+
+    Segments shorter than 0.1 ms are dropped, and those that only repeat the label of a whole utterance.
+
+    Parameters
+    ----------
+    m : Manifest
+        Its own segments are given up.
+    path : str or Path
+
+    Raises
+    ------
+    ManifestError
+        Lines that are not RTTM, or segments that do not fit the utterances.
+    """
     lines = [x.split() for x in Path(path).read_text(encoding="utf-8-sig").splitlines() if x.strip()]
     bad = [x for x in lines if len(x) != 10 or x[0] != "SPEAKER"]
     if bad:
@@ -236,11 +311,12 @@ def from_rttm(m: Manifest, path) -> Manifest:
     s["start"] = [float(x[3]) for x in lines]
     s["end"] = s.start + [float(x[4]) for x in lines]
     s = s[s.end - s.start > 1e-4]
-    attacks = m.utterances.set_index("utt").attack.reindex(s.utt).fillna("").to_numpy()
-    s["attack"] = np.where(s.label == "spoof", attacks, "")
-    duration = m.utterances.set_index("utt").duration.reindex(s.utt).to_numpy()
-    whole = (s.start < 1e-3) & (s.end > duration - 1e-3)
-    return Manifest(m.utterances, s[~whole], m.root)
+    about = m.utterances.set_index("utt").reindex(s.utt)
+    s["attack"] = np.where(s.label == "spoof", about.attack.fillna("").to_numpy(), "")
+    covers_all = (s.start < 1e-3) & (s.end > about.duration.to_numpy() - 1e-3)
+    label = about.label.to_numpy()
+    contradicts = (label != "") & (s.label != label)  # is kept, so that the manifest refuses it
+    return Manifest(m.utterances, s[~covers_all | contradicts], m.root)
 
 # %% ../../nbs/1_data/02_manifest.ipynb #3345e6a8
 def from_folder(folder, label: str = "") -> Manifest:
@@ -252,6 +328,11 @@ def from_folder(folder, label: str = "") -> Manifest:
         All sounds below it (`audio.SOUNDS`); their speakers are the folders that they lie in.
     label : str
         "bonafide" or "spoof" if all are of one class; by default nobody knows.
+
+    Returns
+    -------
+    Manifest
+        The folder is its root; an utterance is called by its path, without the suffix and with "-" for "/".
 
     Raises
     ------
@@ -276,12 +357,22 @@ def from_folder(folder, label: str = "") -> Manifest:
 def open_manifest(source, label: str = "") -> Manifest:
     """What somebody points at as a manifest: a `Manifest`, its folder, a folder of sounds, or one sound file.
 
-    `label` is what `from_folder` gives to recordings without a list.
+    Parameters
+    ----------
+    source : Manifest, str or Path
+    label : str
+        What `from_folder` gives to recordings without a list.
+
+    Raises
+    ------
+    ManifestError, FileNotFoundError
+        As `Manifest.read` and `from_folder`.
     """
     if isinstance(source, Manifest):
         return source
-    has_list = (Path(source) / "utterances.csv").is_file()
-    return Manifest.read(source) if has_list else from_folder(source, label)
+    if (Path(source) / "utterances.csv").is_file():
+        return Manifest.read(source)
+    return from_folder(source, label)
 
 # %% ../../nbs/1_data/02_manifest.ipynb #a6204b40
 def utt_rng(utt: str, seed: int = 0, epoch: int = 0) -> np.random.Generator:
@@ -293,6 +384,11 @@ def utt_rng(utt: str, seed: int = 0, epoch: int = 0) -> np.random.Generator:
         Utterance id (any text; also usable for other named random steps).
     seed, epoch : int
         Non-negative.
+
+    Examples
+    --------
+    >>> utt_rng("a1", seed=1).integers(100), utt_rng("a1", seed=1).integers(100)
+    (np.int64(17), np.int64(17))
     """
     name = int.from_bytes(hashlib.blake2b(utt.encode(), digest_size=16).digest(), "little")
     return np.random.default_rng([seed, epoch, name])

@@ -9,6 +9,7 @@ __all__ = ['member_name', 'write_shards', 'read_tar', 'samples', 'shard_list', '
 # %% ../../nbs/1_data/13_shards.ipynb #820178af
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -36,35 +37,63 @@ from ..task import LABELS, UNLABELLED, label_ids
 
 # %% ../../nbs/1_data/13_shards.ipynb #4a636915
 def member_name(utt: str) -> str:
-    """An utterance id as the name of tar members: without dots and slashes, which have a meaning there."""
+    """An utterance id as the name of tar members: without dots and slashes, which have a meaning there.
+
+    Examples
+    --------
+    >>> member_name("wavefake/LJ001-0001.v2")
+    'wavefake%2FLJ001-0001%2Ev2'
+    """
     return re.sub(r"[./\\%]", lambda m: f"%{ord(m[0]):02X}", utt)
 
 # %% ../../nbs/1_data/13_shards.ipynb #f325243d
-def _write_shard(rows: list[dict], segments: dict[str, list], root: Path, path: Path) -> None:
+def _members(row: dict, segments: list[dict], source: Path) -> dict[str, bytes]:
+    """What is written for a recording: suffix to content."""
+    suffix = source.suffix.lower()
+    if suffix not in SOUNDS:
+        raise ManifestError(f"{source}: not a sound that shards can hold; suffixes are {sorted(SOUNDS)}")
+    if not source.is_file():
+        raise ManifestError(f"{source}: no such file")
+    known = {column: value for column, value in row.items() if column != "path" and not pd.isna(value)}
+    note = json.dumps({"utterance": known, "segments": segments}, ensure_ascii=False)
+    return {suffix[1:]: source.read_bytes(), "lab": row["label"].encode(), "json": note.encode()}
+
+
+def _write_shard(rows: list[dict], segments: dict[str, list[dict]], root: Path, path: Path) -> None:
+    """Pack some recordings; `segments` are those of each utterance."""
     with atomic(path) as unfinished, open(unfinished, "wb") as file:
         tar = wds.TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT")  # equal input, equal bytes
         for row in rows:
-            source = root / row["path"]
-            utt = row["utt"]
-            suffix = source.suffix.lower()
-            if suffix not in SOUNDS:
-                raise ManifestError(f"{source}: not a sound that shards can hold; suffixes are {sorted(SOUNDS)}")
-            if not source.is_file():
-                raise ManifestError(f"{source}: no such file")
-            about = {k: v for k, v in row.items() if k != "path" and not pd.isna(v)}
-            note = json.dumps({"utterance": about, "segments": segments.get(utt, [])}, ensure_ascii=False)
-            members = {suffix[1:]: source.read_bytes(), "lab": row["label"].encode(), "json": note.encode()}
-            tar.write({"__key__": member_name(utt)} | members)
+            members = _members(row, segments.get(row["utt"], []), root / row["path"])
+            tar.write({"__key__": member_name(row["utt"]), **members})
         tar.close()
 
 # %% ../../nbs/1_data/13_shards.ipynb #1e77f068
 def write_shards(manifest: Manifest, folder, size: int = 1000, workers: int = 1, seed: int = 0) -> Manifest:
-    """Pack recordings, unchanged, into `shard-00000.tar`, … of `size` recordings each, in an order drawn by `seed`.
+    """Pack recordings, unchanged, into `shard-00000.tar`, … in an order drawn by a seed.
 
-    Returns the manifest of the shards, which is also written to the folder: `path` is the shard, `offset` and `size`
-    (bytes) the place of the sound in it. Use it like any other.
+    Parameters
+    ----------
+    manifest : Manifest
+        Of recordings in files of their own.
+    folder : str or Path
+        Is made if it is not there.
+    size : int
+        Recordings in a shard.
+    workers : int
+        Threads.
+    seed : int
 
-    Raises ManifestError for a folder that already holds shards, and for what is missing or no sound.
+    Returns
+    -------
+    Manifest
+        Of the shards, which is also written to the folder: `path` is the shard, `offset` and `size` (bytes) the
+        place of the sound in it. Use it like any other.
+
+    Raises
+    ------
+    ManifestError
+        A folder that already holds shards, a size that is not positive, a recording that is missing or no sound.
     """
     folder = Path(folder)
     u = manifest.utterances
@@ -74,18 +103,23 @@ def write_shards(manifest: Manifest, folder, size: int = 1000, workers: int = 1,
         raise ManifestError(f"{folder} already holds shards: choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     rows = u.iloc[utt_rng("shards", seed).permutation(len(u))].to_dict("records")
-    segments = {utt: g.drop(columns="utt").to_dict("records") for utt, g in manifest.segments.groupby("utt")}
+    segments = {}
+    for utt, group in manifest.segments.groupby("utt"):
+        segments[utt] = group.drop(columns="utt").to_dict("records")
     jobs = []
     for i, at in enumerate(range(0, len(rows), size)):
-        part = rows[at : at + size]
-        own = {row["utt"]: segments[row["utt"]] for row in part if row["utt"] in segments}
-        jobs.append(delayed(_write_shard)(part, own, manifest.root, folder / f"shard-{i:05d}.tar"))
+        path = folder / f"shard-{i:05d}.tar"
+        jobs.append(delayed(_write_shard)(rows[at : at + size], segments, manifest.root, path))
     Parallel(n_jobs=workers, prefer="threads")(tqdm(jobs, "shards", unit="shard", mininterval=1.0))
     made = read_shards(folder, workers)
     made.write(folder)
     return made
 
 # %% ../../nbs/1_data/13_shards.ipynb #efeaa96e
+_BLOCK = 512  # bytes: headers and contents are filled up to a multiple of it
+_END = 2 * _BLOCK  # two empty blocks mark the end
+
+
 class _Counted:
     """A stream that knows how much was read from it."""
 
@@ -98,30 +132,64 @@ class _Counted:
         self.count += len(data)
         return data
 
-# %% ../../nbs/1_data/13_shards.ipynb #480b499a
-def read_tar(url) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
-    """Each member of a tar file (a path, or a URL that webdataset opens) and a function that reads it.
 
-    Raises ManifestError, which names the file: missing, unreachable, not tar, truncated.
-    """
+def _end_of(member: tarfile.TarInfo) -> int:
+    """Where the blocks of a member end."""
+    return member.offset_data + math.ceil(member.size / _BLOCK) * _BLOCK
+
+# %% ../../nbs/1_data/13_shards.ipynb #480b499a
+_Members = Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]
+
+
+def _jump(file) -> _Members:
+    """Members of a file on disk, from header to header; contents are read when they are wanted."""
     end = 0
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            end = _end_of(member)
+            if member.isfile():
+                yield member, partial(read_span, file.name, member.offset_data, member.size)
+    if file.seek(0, os.SEEK_END) < end + _END:
+        raise tarfile.ReadError("no end mark")
+
+
+def _read_through(file) -> _Members:
+    """Members of a stream, which cannot jump: everything is read as it comes, and counted."""
+    source = _Counted(file)
+    end = 0
+    with tarfile.open(fileobj=source, mode="r|") as tar:
+        for member in tar:
+            end = _end_of(member)
+            if member.isfile():
+                yield member, partial(bytes, tar.extractfile(member).read())
+    while source.read(1 << 20):
+        pass
+    if source.count < end + _END:
+        raise tarfile.ReadError("no end mark")
+
+
+def read_tar(url) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
+    """The members of a tar file, in its order.
+
+    Parameters
+    ----------
+    url : str or Path
+        A path, or a URL that webdataset opens.
+
+    Yields
+    ------
+    member, read : tarfile.TarInfo, function
+        `read()` gives the member's bytes.
+
+    Raises
+    ------
+    ManifestError
+        It names the file: missing, unreachable, not tar, truncated.
+    """
     try:
         with wds.gopen(str(url)) as file:
             jumps = hasattr(file, "seekable") and file.seekable()
-            source = file if jumps else _Counted(file)
-            with tarfile.open(fileobj=source, mode="r:" if jumps else "r|") as tar:
-                for member in tar:
-                    end = member.offset_data + -(-member.size // 512) * 512
-                    if not member.isfile():
-                        continue
-                    if jumps:  # a later look at this place of the file
-                        yield member, partial(read_span, file.name, member.offset_data, member.size)
-                    else:
-                        yield member, partial(bytes, tar.extractfile(member).read())
-                while not jumps and source.read(1 << 20):
-                    pass
-                if (file.seek(0, os.SEEK_END) if jumps else source.count) < end + 1024:
-                    raise tarfile.ReadError("no end mark")
+            yield from _jump(file) if jumps else _read_through(file)
     except (tarfile.TarError, OSError) as error:
         if isinstance(error.__context__, GeneratorExit):
             return  # nobody listens any more: that the pipe broke is in order
@@ -129,7 +197,24 @@ def read_tar(url) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
 
 # %% ../../nbs/1_data/13_shards.ipynb #a48c71c6
 def samples(url) -> Iterator[dict]:
-    """The recordings of a shard: `key`, `utterance`, `segments`, `offset`, `size`, and `sound`, which reads the bytes."""
+    """The recordings of a shard.
+
+    Parameters
+    ----------
+    url : str or Path
+        As for `read_tar`.
+
+    Yields
+    ------
+    dict
+        `key` (the members' name), `utterance` and `segments` (rows of a manifest), `offset` and `size` (bytes) of
+        the sound, and `sound`, a function that reads it.
+
+    Raises
+    ------
+    ManifestError
+        As `read_tar`; members that do not belong together, or an unknown label.
+    """
     found: dict = {}
     for member, read in read_tar(url):
         key, _, suffix = member.name.rpartition(".")
@@ -147,34 +232,57 @@ def samples(url) -> Iterator[dict]:
 
 def _described(found: dict, url) -> dict:
     """What is known of a recording: from its json, or from its label and the header of its sound."""
-    if "sound" not in found or not {"lab", "json"} & set(found):
-        raise ManifestError(f"{url}: {found['key']!r} needs a sound and a .lab or .json, all neighbours")
+    key = found["key"]
+    if "sound" not in found or not ("lab" in found or "json" in found):
+        raise ManifestError(f"{url}: {key!r} needs a sound and a .lab or .json, all neighbours")
     if "json" in found:
         return found | json.loads(found["json"])
-    if found["lab"].strip() not in LABELS:
-        raise ManifestError(f"{url}: {found['key']}.lab says {found['lab'].strip()!r}, not one of {LABELS}")
-    header = info(f"{url}: {found['key']}", found["sound"]())
-    known = {"duration": header.duration, "sample_rate": header.sample_rate, "label": found["lab"].strip()}
-    blank = dict.fromkeys(("split", "speaker", "attack", "codec"), "")
-    return found | {"utterance": {"utt": found["key"], **blank, **known}, "segments": []}
+    label = found["lab"].strip()
+    if label not in LABELS:
+        raise ManifestError(f"{url}: {key}.lab says {label!r}, not one of {LABELS}")
+    header = info(f"{url}: {key}", found["sound"]())
+    utterance = dict.fromkeys(("split", "speaker", "attack", "codec"), "")
+    utterance |= {"utt": key, "label": label, "duration": header.duration, "sample_rate": header.sample_rate}
+    return found | {"utterance": utterance, "segments": []}
 
 # %% ../../nbs/1_data/13_shards.ipynb #d5b927c1
-def shard_list(source) -> list[str]:
-    """Paths or URLs of shards from a folder, a text file of them, a pattern with ``{000..127}``, or a list.
+def _listed(path: str) -> list[str]:
+    """Lines of a text file of shards; of one with a URL, what is no URL counts from there."""
+    try:
+        with wds.gopen(path) as file:
+            text = file.read().decode("utf-8-sig")
+    except OSError as error:
+        raise ManifestError(f"{path}: no such list of shards ({error})") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "://" in path:
+        return [urljoin(path, line) for line in lines]
+    return lines
 
-    The text file may have a URL too; what is no URL in it counts from there.
+
+def shard_list(source) -> list[str]:
+    """Paths or URLs of shards.
+
+    Parameters
+    ----------
+    source : str, Path or sequence
+        A folder, a text file with a line for each (by a URL, too), a pattern with ``{000..127}``, or a list.
+
+    Raises
+    ------
+    ManifestError
+        There are none, or there is no such list.
+
+    Examples
+    --------
+    >>> shard_list("https://host/x-{00..02}.tar")
+    ['https://host/x-00.tar', 'https://host/x-01.tar', 'https://host/x-02.tar']
     """
     if not isinstance(source, str | Path):
         urls = [str(x) for x in source]
     elif Path(source).is_dir():
         urls = sorted(str(p) for p in Path(source).glob("*.tar"))
     elif str(source).endswith((".txt", ".list", ".scp")):
-        try:
-            with wds.gopen(str(source)) as file:
-                lines = file.read().decode("utf-8-sig").splitlines()
-        except OSError as error:
-            raise ManifestError(f"{source}: no such list of shards ({error})") from error
-        urls = [urljoin(str(source), x.strip()) if "://" in str(source) else x.strip() for x in lines if x.strip()]
+        urls = _listed(str(source))
     else:
         urls = expand_urls(str(source))
     if not urls:
@@ -183,41 +291,89 @@ def shard_list(source) -> list[str]:
 
 # %% ../../nbs/1_data/13_shards.ipynb #18955157
 def read_shards(source, workers: int = 1) -> Manifest:
-    """The manifest of shards on this machine, ours or WeDefense's; each sound with its `offset` and `size` in bytes."""
+    """The manifest of shards on this machine, ours or WeDefense's.
+
+    Parameters
+    ----------
+    source
+        As for `shard_list`.
+    workers : int
+        Threads.
+
+    Returns
+    -------
+    Manifest
+        With `offset` and `size` (bytes) of each sound in its shard.
+
+    Raises
+    ------
+    ManifestError
+        As `samples`; a shard that is no file here.
+    """
     urls = shard_list(source)
     bar = tqdm(urls, "index", unit="shard", mininterval=1.0)
-    parts = Parallel(n_jobs=workers, prefer="threads")(delayed(_rows)(url) for url in bar)
-    root = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else Path(".")
-    u, s = (pd.DataFrame(list(itertools.chain(*x))) for x in zip(*parts, strict=True))
-    u["path"] = [os.path.relpath(p, root) if root != Path(".") else p for p in u.path]
-    return Manifest(u, s.reindex(columns=list(SEGMENTS)), root)
+    utterances = []
+    segments = []
+    for found in Parallel(n_jobs=workers, prefer="threads")(delayed(_rows)(url) for url in bar):
+        utterances += found[0]
+        segments += found[1]
+    u = pd.DataFrame(utterances)
+    s = pd.DataFrame(segments, columns=list(SEGMENTS))
+    root = Path(".")
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        root = Path(source)
+        u["path"] = [os.path.relpath(path, root) for path in u.path]
+    return Manifest(u, s, root)
 
 
 def _rows(url) -> tuple[list[dict], list[dict]]:
+    """Rows of the two tables for the recordings of a shard."""
     if not Path(url).is_file():
         raise ManifestError(
             f"{url}: not a file of this machine; bring it here with fetch_shards, or read a ShardStream"
         )
-    found = [
-        ({"path": str(url), **{k: x[k] for k in ("offset", "size")}} | x["utterance"], x["segments"])
-        for x in samples(url)
-    ]
-    return [row for row, _ in found], [{"utt": row["utt"]} | s for row, part in found for s in part]
+    utterances = []
+    segments = []
+    for x in samples(url):
+        place = {"path": str(url), "offset": x["offset"], "size": x["size"]}
+        utterances.append(place | x["utterance"])
+        segments += [{"utt": x["utterance"]["utt"], **segment} for segment in x["segments"]]
+    return utterances, segments
 
 # %% ../../nbs/1_data/13_shards.ipynb #a48ed7c1
 def reading_plan(urls: list[str], reader: int, readers: int) -> list[tuple[str, int, int]]:
-    """What one of `readers` reads: shards, and of each the first recording and the step to the next."""
+    """What one of several readers reads.
+
+    Parameters
+    ----------
+    urls : list of str
+        Shards.
+    reader, readers : int
+        Which reader, of how many.
+
+    Returns
+    -------
+    list of (url, first, step)
+        Shards, and of each the first recording to take and the step to the next.
+
+    Examples
+    --------
+    >>> reading_plan(["a.tar", "b.tar"], 0, readers=2), reading_plan(["a.tar", "b.tar"], 2, readers=4)
+    ([('a.tar', 0, 1)], [('a.tar', 1, 2)])
+    """
     if len(urls) >= readers:
         return [(url, 0, 1) for url in urls[reader::readers]]
-    mates = len(range(reader % len(urls), readers, len(urls)))
-    return [(urls[reader % len(urls)], reader // len(urls), mates)]
+    number = reader % len(urls)
+    first = reader // len(urls)
+    mates = len(range(number, readers, len(urls)))  # readers of this shard
+    return [(urls[number], first, mates)]
 
-# %% ../../nbs/1_data/13_shards.ipynb #574ede4f
+# %% ../../nbs/1_data/13_shards.ipynb #b944cda9
 def _as_it_is(batch: Batch | None) -> Batch | None:
     """Worker processes make whole batches: nothing is left to collate."""
     return batch
 
-# %% ../../nbs/1_data/13_shards.ipynb #b944cda9
+
 class ShardStream(IterableDataset):
     """One epoch of shards, read from front to back; iterate over `batches(workers)`.
 
@@ -237,6 +393,13 @@ class ShardStream(IterableDataset):
         Recordings to draw from.
     done : int
         Batches to skip, to continue an interrupted epoch with the same number of workers.
+
+    Raises
+    ------
+    ValueError
+        A batch size or buffer that is not positive, a rank that is none.
+    ManifestError
+        As `shard_list`; while reading, as `samples`.
     """
 
     def __init__(
@@ -265,15 +428,19 @@ class ShardStream(IterableDataset):
         self.world = world
         self.done = done
 
+    def _in_turn(self, reader: int, readers: int) -> Iterator[dict]:
+        """The recordings of one reader as they lie in its shards; the shards come in this epoch's order."""
+        order = utt_rng("shard order", self.seed, self.epoch).permutation(len(self.urls))
+        urls = [self.urls[i] for i in order]
+        for url, first, step in reading_plan(urls, reader, readers):
+            for x in itertools.islice(samples(url), first, None, step):
+                yield x | {"sound": partial(bytes, x["sound"]())}  # read while the shard is open
+
     def order(self, reader: int, readers: int) -> Iterable[dict]:
         """The recordings of one reader in this epoch's order, not yet decoded."""
-        rng = utt_rng("shard order", self.seed, self.epoch)
-        urls = [self.urls[i] for i in rng.permutation(len(self.urls))]
-        reads = reading_plan(urls, reader, readers)
-        parts = [itertools.islice(samples(url), first, None, step) for url, first, step in reads]
-        draws = random.Random(int(utt_rng(f"reader {reader}", self.seed, self.epoch).integers(2**62)))
-        ahead = (x | {"sound": partial(bytes, x["sound"]())} for x in itertools.chain(*parts))
-        return wds.filters.shuffle(self.buffer, initial=self.buffer, rng=draws)(ahead)
+        seed = utt_rng(f"reader {reader}", self.seed, self.epoch).integers(2**62)
+        shuffle = wds.filters.shuffle(self.buffer, initial=self.buffer, rng=random.Random(int(seed)))
+        return shuffle(self._in_turn(reader, readers))
 
     def item(self, x: dict) -> Item:
         """A decoded, cropped recording."""
@@ -282,30 +449,56 @@ class ShardStream(IterableDataset):
         recording = Recording(f"{x['key']} in a shard", x["sound"]())
         label = int(label_ids([about["label"]])[0]) if about["label"] else UNLABELLED
         item = Item(about["utt"], recording, label, np.array(fakes, dtype=float).reshape(-1, 2))
-        return self.crop(item, self.epoch) if self.crop else item._replace(wave=recording.read())
+        if self.crop is None:
+            return item._replace(wave=recording.read())
+        return self.crop(item, self.epoch)
 
     def __iter__(self) -> Iterator[Batch | None]:
         worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        number = worker.id if worker else 0
+        workers = worker.num_workers if worker else 1
         found = iter(self.order(self.rank * workers + number, self.world * workers))
         for n in itertools.count():
             group = list(itertools.islice(found, self.batch_size))
             if not group:
                 return
-            skipped = n < self.done // workers  # read, but not decoded
-            yield None if skipped else collate([self.item(x) for x in group])
+            if n < self.done // workers:  # `batches` skips it: there is no need to decode it
+                yield None
+            else:
+                yield collate([self.item(x) for x in group])
 
     def batches(self, workers: int = 0) -> Iterator[Batch]:
-        """The batches of the epoch that are not done yet."""
-        return itertools.islice(DataLoader(self, None, num_workers=workers, collate_fn=_as_it_is), self.done, None)
+        """The batches of the epoch that are not done yet, read by so many worker processes (0: by this one)."""
+        every = DataLoader(self, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+        return itertools.islice(every, self.done, None)
 
 # %% ../../nbs/1_data/13_shards.ipynb #af95a040
 def fetch_shards(source, folder, workers: int = 1) -> Manifest:
-    """Copy shards from wherever webdataset can open them, those that are not there yet, and return their manifest."""
+    """Copy shards from wherever webdataset can open them, those that are not there yet.
+
+    Parameters
+    ----------
+    source
+        As for `shard_list`.
+    folder : str or Path
+        Is made if it is not there.
+    workers : int
+        Threads.
+
+    Returns
+    -------
+    Manifest
+        Of all shards in the folder; it is also written there.
+
+    Raises
+    ------
+    ManifestError
+        A shard that cannot be fetched, or arrives broken; two of one name.
+    """
     folder = Path(folder)
     urls = shard_list(source)
     folder.mkdir(parents=True, exist_ok=True)
-    names = [re.split(r"[/\\]", url.split("?")[0])[-1].split()[-1] for url in urls]
+    names = [_file_name(url) for url in urls]
     if len(set(names)) < len(names) or not all(name.endswith(".tar") for name in names):
         raise ManifestError(f"shards need different names that end in .tar, got {names[:5]}")
     jobs = (delayed(_fetch)(url, folder / name) for url, name in zip(urls, names, strict=True))
@@ -315,13 +508,22 @@ def fetch_shards(source, folder, workers: int = 1) -> Manifest:
     return made
 
 
+def _file_name(url: str) -> str:
+    """The last part of an address, without a query; of a command (`pipe:cat x.tar`), its last word."""
+    address = url.split("?")[0]
+    words = re.split(r"[/\\]", address)[-1].split()
+    return words[-1] if words else ""
+
+
 def _fetch(url: str, path: Path) -> None:
-    if not path.is_file():
-        with atomic(path) as unfinished:
-            try:
-                with wds.gopen(url) as source, open(unfinished, "wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
-            except OSError as error:
-                raise ManifestError(f"{url}: cannot be fetched ({error})") from error
-            for _ in read_tar(unfinished):  # complete?
-                pass
+    """Copy a shard, unless it is there; it has its name only when it was found to be complete."""
+    if path.is_file():
+        return
+    with atomic(path) as unfinished:
+        try:
+            with wds.gopen(url) as source, open(unfinished, "wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+        except OSError as error:
+            raise ManifestError(f"{url}: cannot be fetched ({error})") from error
+        for _ in read_tar(unfinished):  # complains about an incomplete one
+            pass

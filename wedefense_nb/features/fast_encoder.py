@@ -17,27 +17,48 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..data.batches import frame_mask
-from .pretrained import Checkpoint, EncoderConfig, read_checkpoint, translate
-from .upstreams import encoder_frames, ENCODERS
+from .pretrained import EncoderConfig, read_checkpoint, translate
+from .upstreams import ENCODERS, encoder_frames
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #895613ae
 def learns(x: Tensor, layer: nn.Module) -> bool:
-    """Whether gradients will come back through `layer(x)`."""
+    """Whether gradients will come back through `layer(x)`; the layer has a `weight`."""
     return torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
 
 
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """`layer(x)` for x (..., D); float32 on a CPU, without gradients, goes through oneDNN's convolution, often faster."""
-    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-    if plain or learns(x, layer) or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
+    """`layer(x)` for x (..., D); in float32 on a CPU, without gradients, by oneDNN's convolution, often faster.
+
+    >>> linear(torch.ones(2, 5, 8), nn.Linear(8, 3)).shape
+    torch.Size([2, 5, 3])
+    """
+    exact = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    possible = torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling()
+    if not exact or not possible or learns(x, layer):
         return layer(x)
-    image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # an image one row high, a channel a feature
+    image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # one row high, with a channel for each feature
     y = torch.mkldnn_convolution(image, layer.weight[..., None, None], layer.bias, (0, 0), (1, 1), (1, 1), 1)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #5ac80cc3
 def time_norm(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Normalise each channel over each recording's own frames: (B, F, C) to (B, F, C)."""
+    """Normalise each channel over each recording's own frames: (B, F, C) to (B, F, C).
+
+    Parameters
+    ----------
+    x : Tensor, (B, F, C)
+    frames : Tensor, (B,)
+    weight, bias : Tensor, (C,)
+        Applied after the norm.
+    eps : float
+        Added to the variance.
+
+    Examples
+    --------
+    >>> x = torch.tensor([1.0, 2.0, 3.0, 50.0])[None, :, None]
+    >>> time_norm(x, torch.tensor([3]), torch.ones(1), torch.zeros(1))[0, :3, 0]
+    tensor([-1.2247,  0.0000,  1.2247])
+    """
     whole = int(frames.min()) == x.shape[1]
     if whole and torch.is_grad_enabled():  # PyTorch's own, for its fused way back
         return F.group_norm(x.transpose(1, 2), x.shape[2], weight, bias, eps).transpose(1, 2)
@@ -53,7 +74,21 @@ def time_norm(x: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, eps: floa
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #82df2031
 class ConvLayer(nn.Module):
-    """Convolution over time, norm ("group": over time, "layer": over channels, "": none), GELU; (B, F, C)."""
+    """A convolution over time, a norm, and GELU: (B, F, c_in) to (B, F', c_out).
+
+    Parameters
+    ----------
+    c_in, c_out, kernel, stride : int
+    bias : bool
+    norm : str
+        "group": over time, "layer": over channels, "": none.
+
+    Examples
+    --------
+    >>> layer = ConvLayer(1, 16, kernel=10, stride=5, bias=False, norm="layer")
+    >>> layer(torch.zeros(1, 400, 1), frames=torch.tensor([79])).shape
+    torch.Size([1, 79, 16])
+    """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, bias: bool, norm: str):
         super().__init__()
@@ -64,65 +99,128 @@ class ConvLayer(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
-        if learns(x, self.conv):  # on the way back, channels first are faster
-            x = F.conv1d(x.transpose(1, 2), self.conv.weight[:, :, 0], self.conv.bias, self.stride).transpose(1, 2)
-        elif x.shape[2] == 1:  # the waveform: windows of it times a matrix
-            x = F.linear(x[..., 0].unfold(1, self.kernel, self.stride), self.conv.weight[:, 0, 0], self.conv.bias)
-        else:
-            x = self.conv(x[:, None].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, 0]
+        """x (B, F, c_in) to (B, F', c_out); `frames` (B,) are those of the output."""
+        x = self._convolve(x)
         if self.kind == "group":
             x = time_norm(x, frames, self.norm.weight, self.norm.bias)
-        return F.gelu(self.norm(x) if self.kind == "layer" else x)
+        if self.kind == "layer":
+            x = self.norm(x)
+        return F.gelu(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """The same convolution in three ways, each the fastest where it is used."""
+        if learns(x, self.conv):  # on the way back, channels first are faster
+            weight = self.conv.weight[:, :, 0]
+            return F.conv1d(x.transpose(1, 2), weight, self.conv.bias, self.stride).transpose(1, 2)
+        if x.shape[2] == 1:  # the waveform: windows of it times a matrix
+            windows = x[..., 0].unfold(1, self.kernel, self.stride)
+            return F.linear(windows, self.conv.weight[:, 0, 0], self.conv.bias)
+        image = x[:, None].permute(0, 3, 1, 2)  # (B, C, 1, F)
+        return self.conv(image).permute(0, 2, 3, 1)[:, 0]
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #cb4055d4
 class PositionConv(nn.Module):
-    """Grouped convolutions that say where a frame is: (B, F, D) to (B, F, D), which is then added to the input."""
+    """Grouped convolutions that say where a frame is: (B, F, D) to (B, F, D), which is then added to the input.
+
+    Parameters
+    ----------
+    c : EncoderConfig
+
+    Examples
+    --------
+    >>> from wedefense_nb.features.pretrained import TINY
+    >>> PositionConv(TINY)(torch.zeros(1, 20, 32), torch.ones(1, 20, 1)).shape
+    torch.Size([1, 20, 32])
+    """
 
     def __init__(self, c: EncoderConfig):
         super().__init__()
-        half = c.pos_kernel // 2
         self.stacked = c.pos_depth > 1
-        convs = [
-            nn.Conv1d(c.dim, c.dim, c.pos_kernel, padding=half, groups=c.pos_groups) for _ in range(c.pos_depth)
-        ]
-        self.convs = nn.ModuleList(convs)
+        half = c.pos_kernel // 2
+        self.convs = nn.ModuleList()
+        for _ in range(c.pos_depth):
+            self.convs.append(nn.Conv1d(c.dim, c.dim, c.pos_kernel, padding=half, groups=c.pos_groups))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B, F, D) and the mask of real frames (B, F, 1) to (B, F, D)."""
         size = x.shape[1]
         for conv in self.convs:
             x = conv((x * mask).transpose(1, 2))[..., :size].transpose(1, 2)
-            x = F.gelu(F.layer_norm(x, x.shape[-1:]) if self.stacked else x)
+            if self.stacked:
+                x = F.layer_norm(x, x.shape[-1:])
+            x = F.gelu(x)
         return x
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #53c7c132
 def distance_buckets(size: int, buckets: int, longest: int, device=None) -> Tensor:
-    """Bucket of every pair of frames (query, key), (size, size): exact when near, logarithmic when far (T5, WavLM)."""
+    """Bucket of every pair of frames: exact when near, logarithmic when far (T5, WavLM).
+
+    Parameters
+    ----------
+    size : int
+        Frames.
+    buckets : int
+        Half of them for frames to the left, half for those to the right.
+    longest : int
+        Distance from which on all share the last bucket.
+    device : optional
+
+    Returns
+    -------
+    Tensor, int64, (size, size)
+        Row: the frame that looks; column: the frame that is looked at.
+
+    Examples
+    --------
+    >>> distance_buckets(3, buckets=32, longest=80)
+    tensor([[ 0, 17, 18],
+            [ 1,  0, 17],
+            [ 2,  1,  0]])
+    """
     at = torch.arange(size, device=device)
     distance = at[None] - at[:, None]
-    half = buckets // 2
     near = distance.abs()
-    exact = half // 2
-    far = (
-        exact + (torch.log(near.clamp(min=1).float() / exact) / math.log(longest / exact) * (half - exact)).long()
-    )
-    return (distance > 0) * half + torch.where(near < exact, near, far.clamp(max=half - 1))
+    half = buckets // 2
+    exact = half // 2  # distances below it have a bucket of their own
+    octaves = torch.log(near.clamp(min=1).float() / exact) / math.log(longest / exact)
+    far = (exact + (octaves * (half - exact)).long()).clamp(max=half - 1)
+    bucket = torch.where(near < exact, near, far)
+    return torch.where(distance > 0, bucket + half, bucket)
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #7c26c7ae
 class DistanceBias(nn.Module):
-    """WavLM's position bias: a bonus for each bucket and head, gated by the frame that looks."""
+    """WavLM's position bias: a bonus for each bucket and head, to be gated by the frame that looks.
+
+    Parameters
+    ----------
+    c : EncoderConfig
+        With `relative`.
+    """
 
     def __init__(self, c: EncoderConfig):
         super().__init__()
-        self.buckets, self.longest, self.heads = *c.relative, c.heads
+        self.buckets, self.longest = c.relative
         self.bonus = nn.Embedding(self.buckets, c.heads)
 
     def forward(self, size: int) -> Tensor:
+        """(H, size, size) for so many frames."""
         table = distance_buckets(size, self.buckets, self.longest, self.bonus.weight.device)
-        return self.bonus(table).permute(2, 0, 1)  # (H, F, F)
+        return self.bonus(table).permute(2, 0, 1)
 
 
 class Gate(nn.Module):
-    """How much a frame minds distance: x (B, F, D) to (B, H, F, 1), between 1 and 3 when fresh."""
+    """How much a frame minds distance: x (B, F, D) to (B, H, F, 1), between 1 and 3 when fresh.
+
+    Parameters
+    ----------
+    dim, heads : int
+        D and H.
+
+    Examples
+    --------
+    >>> Gate(32, heads=4)(torch.zeros(1, 20, 32)).shape
+    torch.Size([1, 4, 20, 1])
+    """
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -131,13 +229,26 @@ class Gate(nn.Module):
         self.scale = nn.Parameter(torch.ones(1, heads, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x.unflatten(-1, (self.heads, -1)).transpose(1, 2))
-        a, b = torch.sigmoid(y.unflatten(-1, (2, 4)).sum(-1)).chunk(2, -1)
+        """x (B, F, D) to (B, H, F, 1)."""
+        of_heads = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        sums = self.linear(of_heads).unflatten(-1, (2, 4)).sum(-1)
+        a, b = torch.sigmoid(sums).chunk(2, -1)
         return a * (b * self.scale - 1.0) + 2.0
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #34cc9447
 class Layer(nn.Module):
-    """One transformer layer: (B, F, D) to (B, F, D)."""
+    """One transformer layer: (B, F, D) to (B, F, D).
+
+    Parameters
+    ----------
+    c : EncoderConfig
+
+    Examples
+    --------
+    >>> from wedefense_nb.features.pretrained import TINY
+    >>> Layer(TINY)(torch.zeros(1, 20, 32), mask=None, bias=None).shape
+    torch.Size([1, 20, 32])
+    """
 
     def __init__(self, c: EncoderConfig):
         super().__init__()
@@ -156,8 +267,8 @@ class Layer(nn.Module):
         if bias is not None:
             bias = (self.gate(x) * bias).to(q.dtype)
             mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-        p = self.config.attention_dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return linear(y.transpose(1, 2).flatten(2), self.out)
 
     def feed(self, x: Tensor) -> Tensor:
@@ -166,17 +277,36 @@ class Layer(nn.Module):
         return linear(x, self.fc2)
 
     def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-        p = self.config.dropout
-        training = self.training
+        """x (B, F, D) to (B, F, D); `mask` and `bias` as in `attend`."""
         if self.config.norm_first:
-            x = x + F.dropout(self.attend(self.norm1(x), mask, bias), p, training)
-            return x + F.dropout(self.feed(self.norm2(x)), p, training)
-        x = self.norm1(x + F.dropout(self.attend(x, mask, bias), p, training))
-        return self.norm2(x + F.dropout(self.feed(x), p, training))
+            x = x + self._drop(self.attend(self.norm1(x), mask, bias))
+            return x + self._drop(self.feed(self.norm2(x)))
+        x = self.norm1(x + self._drop(self.attend(x, mask, bias)))
+        return self.norm2(x + self._drop(self.feed(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config.dropout, self.training)
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #a662d4af
 class FastEncoder(nn.Module):
-    """wav2vec 2.0, HuBERT, data2vec, WavLM or UniSpeech-SAT, by its configuration."""
+    """wav2vec 2.0, HuBERT, data2vec, WavLM or UniSpeech-SAT, by its configuration.
+
+    Parameters
+    ----------
+    c : EncoderConfig
+
+    Attributes
+    ----------
+    checkpointing : bool
+        Compute layers twice in training to save memory.
+
+    Examples
+    --------
+    >>> from wedefense_nb.features.pretrained import TINY
+    >>> states = FastEncoder(TINY)(torch.zeros(1, 16000), torch.tensor([16000]), wanted=[0, 2])
+    >>> [state.shape for state in states]
+    [torch.Size([1, 49, 32]), torch.Size([1, 49, 32])]
+    """
 
     scales_waves = False  # `Upstream` normalises them
 
@@ -184,14 +314,18 @@ class FastEncoder(nn.Module):
         super().__init__()
         self.config = c
         self.checkpointing = False
-        channels = [1, *(layer[0] for layer in c.conv)]
-        norms = ["layer" if c.conv_norm == "layer" else "group" if i == 0 else "" for i in range(len(c.conv))]
-        layers = zip(channels, c.conv, norms, strict=False)
-        self.convs = nn.ModuleList(ConvLayer(c_in, *conv, c.conv_bias, norm) for c_in, conv, norm in layers)
-        self.conv_norm = nn.LayerNorm(channels[-1])
-        self.project = (
-            nn.Linear(channels[-1], c.dim) if channels[-1] != c.dim or c.pos_depth > 1 else nn.Identity()
-        )
+        self.convs = nn.ModuleList()
+        channels = 1
+        for i, (c_out, kernel, stride) in enumerate(c.conv):
+            norm = c.conv_norm
+            if norm == "group" and i > 0:
+                norm = ""
+            self.convs.append(ConvLayer(channels, c_out, kernel, stride, c.conv_bias, norm))
+            channels = c_out
+        self.conv_norm = nn.LayerNorm(channels)
+        self.project = nn.Identity()
+        if channels != c.dim or c.pos_depth > 1:
+            self.project = nn.Linear(channels, c.dim)
         self.position = PositionConv(c)
         self.norm = nn.LayerNorm(c.dim)
         self.distance = DistanceBias(c) if c.relative else None
@@ -199,10 +333,15 @@ class FastEncoder(nn.Module):
 
     def stages(self) -> list[list[nn.Module]]:
         """From bottom to top: what comes before the layers, each layer, what comes after."""
-        front = [self.convs, self.conv_norm, self.project, self.position]
-        front += [self.distance] if self.distance else []
-        last = [self.norm] if self.config.norm_first else []
-        return [front + ([] if last else [self.norm]), *([layer] for layer in self.layers), last]
+        first = [self.convs, self.conv_norm, self.project, self.position]
+        if self.distance is not None:
+            first.append(self.distance)
+        last = []
+        if self.config.norm_first:  # then the norm ends the network, otherwise it comes before the layers
+            last.append(self.norm)
+        else:
+            first.append(self.norm)
+        return [first, *([layer] for layer in self.layers), last]
 
     def embed(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waves (B, T) to the state before the first layer (B, F, D) and the mask of real frames (B, F, 1)."""
@@ -212,27 +351,34 @@ class FastEncoder(nn.Module):
         mask = frame_mask(encoder_frames(lengths, self.config.conv), x.shape[1])[..., None]
         x = self.project(self.conv_norm(x)) * mask
         x = x + self.position(x, mask)
-        x = x if self.config.norm_first else self.norm(x)
+        if not self.config.norm_first:
+            x = self.norm(x)
         return F.dropout(x, self.config.dropout, self.training), mask
 
     def forward(self, wave: Tensor, lengths: Tensor, wanted: list[int]) -> list[Tensor]:
-        """Hidden states `wanted` (0: before the first layer), each (B, F, D); layers above the highest are not run."""
+        """Hidden states `wanted`, each (B, F, D); layers above the highest of them are not run.
+
+        State 0 is what enters the first layer.
+        """
         x, mask = self.embed(wave, lengths)
         keys = None if bool(mask.all()) else mask[:, None, None, :, 0]
-        bias = self.distance(x.shape[1]) if self.distance else None
+        bias = self.distance(x.shape[1]) if self.distance is not None else None
         states = {0: x}
-        for i, layer in enumerate(self.layers[: max(wanted)]):
+        for i, layer in enumerate(self.layers[: max(wanted)], 1):
             x = self._run(layer, x, keys, bias)
-            states |= {i + 1: x} if i + 1 in wanted else {}
+            if i in wanted:
+                states[i] = x
         if self.config.norm_first and len(self.layers) in states:
             states[len(self.layers)] = self.norm(x)
         return [states[i] for i in wanted]
 
-    def _run(self, layer: Layer, *args) -> Tensor:
+    def _run(self, layer: Layer, x: Tensor, keys: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The layer, or in training now and then nothing (layer drop)."""
         if layer.training and float(torch.rand(())) < self.config.layerdrop:
-            return args[0]
-        again = self.checkpointing and torch.is_grad_enabled() and layer.training
-        return checkpoint(layer, *args, use_reentrant=False) if again else layer(*args)
+            return x
+        if self.checkpointing and torch.is_grad_enabled() and layer.training:
+            return checkpoint(layer, x, keys, bias, use_reentrant=False)
+        return layer(x, keys, bias)
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #42379a79
 FAST_NAMES = [
@@ -253,34 +399,52 @@ FAST_NAMES = [
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #73fefbd5
 def fast_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the names of `FastEncoder`, from fairseq's."""
-    out = {}
+    """Weights by the names of `FastEncoder`, from fairseq's.
+
+    >>> list(fast_weights({"encoder.layers.0.fc1.bias": torch.zeros(64)}))
+    ['layers.0.fc1.bias']
+    """
+    named = {}
     rest = dict(weights)
-    for key in [k for k in weights if ".q_proj." in k]:
-        name = key.replace("self_attn.q_proj", "qkv").removeprefix("encoder.")
-        out[name] = torch.cat([rest.pop(key.replace(".q_proj.", f".{x}_proj.")) for x in "qkv"])
-    for key in [k for k in weights if k.endswith("weight_g")]:
-        g = rest.pop(key)
-        v = rest.pop(key[:-1] + "v")
-        rest[key[:-2]] = g * v / torch.linalg.vector_norm(v, dim=(0, 1), keepdim=True)
+    for query in [name for name in weights if ".q_proj." in name]:
+        three = [rest.pop(query.replace(".q_proj.", f".{x}_proj.")) for x in "qkv"]
+        named[query.replace("self_attn.q_proj", "qkv").removeprefix("encoder.")] = torch.cat(three)
+    for length in [name for name in weights if name.endswith("weight_g")]:  # weight norm: a length, a direction
+        g = rest.pop(length)
+        v = rest.pop(length.removesuffix("g") + "v")
+        rest[length.removesuffix("_g")] = g * v / torch.linalg.vector_norm(v, dim=(0, 1), keepdim=True)
     for name, value in rest.items():
         name = translate(name, FAST_NAMES)
-        out[name] = value[:, :, None] if re.fullmatch(r"convs\.\d+\.conv\.weight", name) else value
-    return out
+        if re.fullmatch(r"convs\.\d+\.conv\.weight", name):  # they are two-dimensional here
+            value = value[:, :, None]
+        named[name] = value
+    return named
 
 # %% ../../nbs/2_features/07_fast_encoder.ipynb #98ae0fb8
 @ENCODERS.register("fast")
 def fast_encoder(source) -> FastEncoder:
-    """The encoder of a file or folder (`read_checkpoint`), or with random weights from an `EncoderConfig` as dict."""
+    """The encoder of a file or folder, or with random weights from an `EncoderConfig` as dict.
+
+    Parameters
+    ----------
+    source : str, Path or dict
+        A path is read by `read_checkpoint`. In a dict, lists count as tuples, as YAML and JSON write them.
+
+    Raises
+    ------
+    ValueError
+        As `read_checkpoint` does, and if the weights do not fit the configuration.
+    """
     if isinstance(source, dict):
-        as_tuples = {
-            k: tuple(map(tuple, v)) if k == "conv" else tuple(v) if k == "relative" and v else v
-            for k, v in source.items()
-        }
-        return FastEncoder(EncoderConfig(**as_tuples))
-    found: Checkpoint = read_checkpoint(Path(source))
+        return FastEncoder(EncoderConfig(**{name: _as_tuples(value) for name, value in source.items()}))
+    found = read_checkpoint(Path(source))
     encoder = FastEncoder(found.config)
     missing, unexpected = encoder.load_state_dict(fast_weights(found.weights), strict=False)
     if missing or unexpected:
         raise ValueError(f"{source} does not fit: missing {missing[:4]}, unexpected {unexpected[:4]}")
     return encoder
+
+
+def _as_tuples(value):
+    """Lists within lists as tuples within tuples; anything else as it is."""
+    return tuple(_as_tuples(x) for x in value) if isinstance(value, list | tuple) else value

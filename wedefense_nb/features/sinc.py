@@ -7,6 +7,7 @@ __all__ = ['sinc_filters', 'sinc_edges', 'SincBank', 'sinc', 'receptive_field', 
 
 # %% ../../nbs/2_features/04_sinc.ipynb #510a40d0
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,21 @@ def sinc_filters(edges: Tensor, size: int) -> Tensor:
     size : int
         Taps; an even number becomes the next odd one.
 
+    Returns
+    -------
+    Tensor, float32, (n, size)
+        Symmetric about the middle tap.
+
     Raises
     ------
     ValueError
         Edges that do not rise or lie outside the spectrum.
+
+    Examples
+    --------
+    >>> sinc_filters(torch.tensor([0.0, 4000.0, 8000.0]), size=3)
+    tensor([[ 0.0255,  0.5000,  0.0255],
+            [-0.0255,  0.5000, -0.0255]])
     """
     edges = edges.double()
     if edges.ndim != 1 or len(edges) < 2 or bool((edges.diff() <= 0).any()):
@@ -41,8 +53,9 @@ def sinc_filters(edges: Tensor, size: int) -> Tensor:
     size = size // 2 * 2 + 1
     n = torch.arange(size, dtype=torch.float64) - size // 2
     width = 2 * edges[:, None] / SAMPLE_RATE
-    low = width * torch.sinc(width * n)
-    return ((low[1:] - low[:-1]) * torch.hamming_window(size, periodic=False, dtype=torch.float64)).float()
+    below = width * torch.sinc(width * n)  # all below each edge
+    fade = torch.hamming_window(size, periodic=False, dtype=torch.float64)
+    return ((below[1:] - below[:-1]) * fade).float()
 
 # %% ../../nbs/2_features/04_sinc.ipynb #c667a63e
 def sinc_edges(n: int, scale: str = "mel") -> Tensor:
@@ -52,6 +65,20 @@ def sinc_edges(n: int, scale: str = "mel") -> Tensor:
     ----------
     scale : str
         "mel" (2595 log10(1 + f / 700)), "inverse_mel" (its mirror image, fine at the top) or "linear".
+
+    Returns
+    -------
+    Tensor, float64, (n + 1,)
+
+    Raises
+    ------
+    ValueError
+        Another scale.
+
+    Examples
+    --------
+    >>> sinc_edges(4, "linear")
+    tensor([   0., 2000., 4000., 6000., 8000.], dtype=torch.float64)
     """
     top = SAMPLE_RATE / 2
     if scale == "linear":
@@ -77,6 +104,18 @@ class SincBank(nn.Module):
         Neighbouring filters to take the maximum of; AASIST 3, RawNet2 1.
     mask : int
         In training, silence up to `mask - 1` neighbouring filters, drawn for each recording; 0: never.
+
+    Raises
+    ------
+    ValueError
+        As `sinc_filters` does; in `forward`, wrong shapes or a recording of fewer than `size + 2` samples.
+
+    Examples
+    --------
+    >>> bank = SincBank(sinc_edges(70), group=3)
+    >>> feats, frames = bank(torch.zeros(1, 16000), torch.tensor([16000]))
+    >>> feats.shape, frames
+    (torch.Size([1, 5290, 23]), tensor([5290]))
     """
 
     pool = 3
@@ -99,44 +138,79 @@ class SincBank(nn.Module):
         """(B, T) and (B,) to envelopes (B, F, dim) and frames (B,); zero beyond each recording's frames."""
         wave = check_batch(wave, lengths, self.size + self.pool - 1)
         frames = self.frames(lengths)
-        total = (wave.shape[1] - self.size + 1) // self.pool * self.pool
-        loud = self._draw(wave) if self.training and self.mask else None
+        total = (wave.shape[1] - self.size + 1) // self.pool * self.pool  # outputs of the filters that are used
+        heard = None
+        if self.training and self.mask:
+            heard = self._draw_mask(wave)
         parts = []
         for start in range(0, total, self.at_once):
             end = min(start + self.at_once, total) + self.size - 1
             x = nn.functional.conv1d(wave[:, None, start:end], self.filters.to(wave.dtype)).abs()
-            x = x if loud is None else x * loud
+            if heard is not None:
+                x = x * heard
             parts.append(nn.functional.max_pool2d(x[:, None], (self.group, self.pool))[:, 0])
         x = torch.cat(parts, -1).transpose(1, 2)
         return x * frame_mask(frames, x.shape[1])[..., None], frames
 
-    def _draw(self, wave: Tensor) -> Tensor:
-        """(B, n, 1): 0 for the filters that fall silent."""
+    def _draw_mask(self, wave: Tensor) -> Tensor:
+        """(B, n, 1): 0 for the filters that fall silent, 1 for the others."""
         n = len(self.filters)
         batch = len(wave)
         width = torch.randint(self.mask, (batch, 1), device=wave.device)
         start = (torch.rand(batch, 1, device=wave.device) * (n - width + 1)).long()
         i = torch.arange(n, device=wave.device)
-        return ((i < start) | (i >= start + width)).to(wave.dtype)[..., None]
+        outside = (i < start) | (i >= start + width)
+        return outside.to(wave.dtype)[..., None]
 
-
+# %% ../../nbs/2_features/04_sinc.ipynb #sinc0001
 @FRONT_ENDS.register("sinc")
 def sinc(n: int = 70, scale: str = "mel", size: int = 129, group: int = 3) -> SincBank:
-    """`SincBank` as a front end by name, on the edges of `sinc_edges(n, scale)`."""
+    """`SincBank` as a front end by name, on the edges of `sinc_edges(n, scale)`.
+
+    >>> sinc(group=1).dim
+    70
+    """
     return SincBank(sinc_edges(n, scale), size, group)
 
 # %% ../../nbs/2_features/04_sinc.ipynb #5a516f42
-def receptive_field(layers) -> tuple[int, int]:
-    """Samples that one output sees, and samples between two outputs, for rows (kernel, stride) from the wave up."""
-    field, step = 1, 1
+def receptive_field(layers: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """How much of the wave one output of a network sees, and how far apart two outputs are.
+
+    Parameters
+    ----------
+    layers : iterable of (kernel, stride)
+        From the wave up.
+
+    Returns
+    -------
+    field, step : int
+        In samples.
+
+    Examples
+    --------
+    >>> receptive_field([(129, 1), (3, 3)])
+    (131, 3)
+    """
+    field = 1
+    step = 1
     for kernel, stride in layers:
         field = field + (kernel - 1) * step
         step = step * stride
     return field, step
 
 # %% ../../nbs/2_features/04_sinc.ipynb #f85a1600
-def plot_flow(stages, ax=None):
-    """Boxes for the stages of a network, rows (name, steps in time, numbers a step): how time turns into features."""
+def plot_flow(stages: Iterable[tuple[str, int, int]], ax=None):
+    """How time turns into features: a box for each stage of a network, on logarithmic scales.
+
+    Parameters
+    ----------
+    stages : iterable of (name, steps in time, numbers a step)
+    ax : matplotlib axes, optional
+
+    Returns
+    -------
+    matplotlib axes
+    """
     import matplotlib.pyplot as plt
 
     ax = ax or plt.subplots(figsize=(9, 2.6))[1]
@@ -144,24 +218,14 @@ def plot_flow(stages, ax=None):
     for name, steps, numbers in stages:
         width = 0.25 + math.log10(steps)
         height = 0.25 + math.log10(numbers)
+        middle = x + width / 2
+        size = f"{steps:,}\n× {numbers:,}"
         ax.add_patch(plt.Rectangle((x, -height / 2), width, height, facecolor="#c9d7e8", edgecolor="black"))
-        ax.text(
-            x + width / 2,
-            height / 2 + 0.12,
-            f"{steps:,}\n× {numbers:,}",
-            ha="center",
-            va="bottom",
-            fontsize=8,
-        )
-        ax.text(x + width / 2, -height / 2 - 0.12, name, ha="center", va="top", fontsize=8)
+        ax.text(middle, height / 2 + 0.12, size, ha="center", va="bottom", fontsize=8)
+        ax.text(middle, -height / 2 - 0.12, name, ha="center", va="top", fontsize=8)
         x += width + 0.8
-    ax.set(
-        xlim=(-0.3, x - 0.5),
-        ylim=(-3.2, 3.2),
-        xticks=[],
-        yticks=[],
-        xlabel="width: steps in time; height: numbers a step",
-    )
+    ax.set(xlim=(-0.3, x - 0.5), ylim=(-3.2, 3.2), xticks=[], yticks=[])
+    ax.set_xlabel("width: steps in time; height: numbers a step")
     ax.grid(False)
     return ax
 
@@ -170,6 +234,18 @@ class FixedLength(nn.Module):
     """A front end that sees exactly `samples` of each recording: the first ones, or the recording repeated.
 
     The rule by which AASIST, RawNet2 and SSL_Anti-spoofing were scored, with 64,600 samples.
+
+    Parameters
+    ----------
+    front : nn.Module
+        Any front end.
+    samples : int
+
+    Examples
+    --------
+    >>> front = FixedLength(SincBank(sinc_edges(70)), samples=64600)
+    >>> front(torch.zeros(1, 100), torch.tensor([100]))[1]
+    tensor([21490])
     """
 
     def __init__(self, front: nn.Module, samples: int = 64600):
@@ -181,5 +257,5 @@ class FixedLength(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As the front end; each recording repeats its own samples, never the padding."""
         check_batch(wave, lengths)
-        index = torch.arange(self.samples, device=wave.device) % lengths[:, None]
-        return self.front(wave.gather(1, index), torch.full_like(lengths, self.samples))
+        which = torch.arange(self.samples, device=wave.device) % lengths[:, None]
+        return self.front(wave.gather(1, which), torch.full_like(lengths, self.samples))

@@ -17,13 +17,21 @@ from ..registry import Registry, check_options
 
 # %% ../../nbs/2_features/01_spectra.ipynb #d8d3bf7a
 def power_spectrum(frames: Tensor, n_fft: int) -> Tensor:
-    """|FFT|² of windowed frames: (..., size) to (..., n_fft // 2 + 1)."""
+    """|FFT|² of windowed frames: (..., size) to (..., n_fft // 2 + 1).
+
+    >>> power_spectrum(torch.tensor([0.0, 1.0, 1.0, 0.0]), n_fft=4)
+    tensor([4., 2., 0.])
+    """
     squares = torch.view_as_real(torch.fft.rfft(frames, n=n_fft)).square_()  # in place: twice as fast
     return squares[..., 0] + squares[..., 1]
 
 # %% ../../nbs/2_features/01_spectra.ipynb #53678052
 def mean_norm(feats: Tensor, frames: Tensor) -> Tensor:
-    """Subtract the mean over each recording's own frames: (B, F, D) to (B, F, D), zero beyond them."""
+    """Subtract the mean over each recording's own frames: (B, F, D) to (B, F, D), zero beyond them.
+
+    >>> mean_norm(torch.tensor([[[1.0], [3.0], [100.0]]]), frames=torch.tensor([2]))[0, :, 0]
+    tensor([-1.,  1.,  0.])
+    """
     mask = frame_mask(frames, feats.shape[1])[..., None].to(feats)
     mean = (feats * mask).sum(1, keepdim=True) / frames[:, None, None].to(feats)
     return (feats - mean) * mask
@@ -35,6 +43,20 @@ FRONT_ENDS = Registry("front end", "wedefense_nb.features")
 def make_front(name: str, /, **options) -> nn.Module:
     """A front end by its name in `FRONT_ENDS`: (wave (B, T), lengths (B,)) to (features (B, F, dim), frames (B,)).
 
+    Parameters
+    ----------
+    name : str
+        Such as "fbank" or "lfcc".
+    **options
+        Those of the front end.
+
+    Raises
+    ------
+    UnknownName
+        No such front end, or an option that it does not have; the message lists those that there are.
+
+    Examples
+    --------
     >>> make_front("fbank", n_mels=40).dim
     40
     """
@@ -56,6 +78,17 @@ class LogSpectrogram(nn.Module):
         Subtract each recording's mean over time (padding left out).
     floor : float
         Added to the power before the natural logarithm.
+
+    Raises
+    ------
+    ValueError
+        Sizes that do not fit together; in `forward`, wrong shapes or a recording shorter than a window.
+
+    Examples
+    --------
+    >>> feats, frames = LogSpectrogram()(torch.zeros(1, 16000), torch.tensor([16000]))
+    >>> feats.shape, frames
+    (torch.Size([1, 98, 257]), tensor([98]))
     """
 
     def __init__(
@@ -80,15 +113,22 @@ class LogSpectrogram(nn.Module):
         """(B, T) and (B,) to features (B, F, dim) and frames (B,); zero beyond each recording's frames."""
         wave = check_batch(wave, lengths, self.size)
         frames = self.frames(lengths)
-        parts = (part.unfold(1, self.size, self.hop) * self.window for part in wave.split(at_once(wave)))
-        x = torch.cat([(power_spectrum(part, self.n_fft) + self.floor).log() for part in parts])
+        x = torch.cat([self._log_power(part) for part in wave.split(at_once(wave))])
         if self.mean_norm:
             return mean_norm(x, frames), frames
         return x * frame_mask(frames, x.shape[1])[..., None], frames
 
+    def _log_power(self, wave: Tensor) -> Tensor:
+        windowed = wave.unfold(1, self.size, self.hop) * self.window
+        return (power_spectrum(windowed, self.n_fft) + self.floor).log()
+
 # %% ../../nbs/2_features/01_spectra.ipynb #spec0001
 def triangles(axis: Tensor, n: int, bottom: float, top: float) -> Tensor:
-    """`n` triangles with equally spaced edges from `bottom` to `top`, 1 at their centres: (len(axis), n)."""
+    """`n` triangles with equally spaced edges from `bottom` to `top`, 1 at their centres: (len(axis), n).
+
+    >>> triangles(torch.arange(5.0), n=1, bottom=0.0, top=4.0)[:, 0]
+    tensor([0.0000, 0.5000, 1.0000, 0.5000, 0.0000], dtype=torch.float64)
+    """
     edges = torch.linspace(bottom, top, n + 2, dtype=torch.float64)
     rise = axis[:, None] - edges[:-2]
     fall = edges[2:] - axis[:, None]
@@ -96,7 +136,11 @@ def triangles(axis: Tensor, n: int, bottom: float, top: float) -> Tensor:
 
 
 def linear_filters(n: int, n_fft: int, top: float) -> Tensor:
-    """Triangles from 0 to `top` Hz: (n_fft // 2 + 1, n)."""
+    """Triangles of equal width from 0 to `top` Hz: (n_fft // 2 + 1, n), float32.
+
+    >>> linear_filters(n=3, n_fft=8, top=8000)[2]  # the bin of 4000 Hz is the middle one's centre
+    tensor([0., 1., 0.])
+    """
     hertz = torch.linspace(0, SAMPLE_RATE / 2, n_fft // 2 + 1, dtype=torch.float64)
     return triangles(hertz, n, 0.0, top).float()
 
@@ -105,23 +149,42 @@ def mel_filters(n: int = 80, n_fft: int = 512, bottom: float = 20.0) -> Tensor:
     """Kaldi's filters: triangles on mel = 1127 ln(1 + f / 700), from `bottom` Hz to Nyquist: (n_fft // 2 + 1, n).
 
     Taken from torchaudio, to the last bit: its float32 rounding of narrow triangles shows in the logarithm.
+
+    >>> mel_filters(n=23).shape
+    torch.Size([257, 23])
     """
-    bank, _ = get_mel_banks(n, n_fft, float(SAMPLE_RATE), bottom, 0.0, 100.0, -500.0, 1.0)
+    bank, _ = get_mel_banks(
+        num_bins=n,
+        window_length_padded=n_fft,
+        sample_freq=float(SAMPLE_RATE),
+        low_freq=bottom,
+        high_freq=0.0,  # counted from Nyquist
+        vtln_low=100.0,  # the voice's length is not changed: a factor of 1
+        vtln_high=-500.0,
+        vtln_warp_factor=1.0,
+    )
     return nn.functional.pad(bank, (0, 1)).T.contiguous()  # the Nyquist bin is left out
 
 # %% ../../nbs/2_features/01_spectra.ipynb #a8047010
 def filter_blocks(filters: Tensor, width: int = 16) -> list[tuple[slice, slice]]:
-    """Rows and columns of the parts of (bins, n) that are not zero, `width` columns at a time."""
+    """Rows and columns of the parts of filters (bins, n) that are not zero, `width` columns at a time.
+
+    >>> filter_blocks(linear_filters(n=3, n_fft=8, top=8000), width=2)
+    [(slice(1, 3, None), slice(0, 2, None)), (slice(3, 4, None), slice(2, 4, None))]
+    """
     blocks = []
     for first in range(0, filters.shape[1], width):
-        used = filters[:, first : first + width].any(1).nonzero()
-        rows = slice(int(used.min()), int(used.max()) + 1) if len(used) else slice(0, 1)
-        blocks.append((rows, slice(first, first + width)))
+        columns = slice(first, first + width)
+        used = filters[:, columns].any(1).nonzero()
+        rows = slice(0, 1)  # a block of zeros keeps one row
+        if len(used):
+            rows = slice(int(used.min()), int(used.max()) + 1)
+        blocks.append((rows, columns))
     return blocks
 
 
 def sum_bands(power: Tensor, filters: Tensor, blocks: list[tuple[slice, slice]]) -> Tensor:
-    """`power @ filters` without the zeros: (..., bins) to (..., n)."""
+    """`power @ filters` without the zeros: (..., bins) to (..., n); `blocks` from `filter_blocks`."""
     return torch.cat([power[..., rows] @ filters[rows, columns] for rows, columns in blocks], -1)
 
 # %% ../../nbs/2_features/01_spectra.ipynb #8f2af23b
@@ -137,9 +200,22 @@ class Fbank(nn.Module):
         Subtract each recording's mean over time (padding left out).
     dither : float
         Standard deviation of noise added in training mode, in 16-bit steps. 0 in evaluation.
+
+    Raises
+    ------
+    ValueError
+        In `forward`: wrong shapes, or a recording shorter than a frame (400 samples).
+
+    Examples
+    --------
+    >>> feats, frames = Fbank()(torch.zeros(1, 16000), torch.tensor([16000]))
+    >>> feats.shape, frames
+    (torch.Size([1, 98, 80]), tensor([98]))
     """
 
-    size, hop, n_fft = 400, 160, 512
+    size = 400
+    hop = 160
+    n_fft = 512
 
     def __init__(self, n_mels: int = 80, mean_norm: bool = False, dither: float = 0.0):
         super().__init__()
@@ -166,9 +242,11 @@ class Fbank(nn.Module):
         return x * frame_mask(frames, x.shape[1])[..., None], frames
 
     def _bands(self, x: Tensor) -> Tensor:
+        """Frames (B, F, 400) to log bands (B, F, n_mels)."""
         x = x - x.mean(-1, keepdim=True)
         before = 0.97 * x  # in place from here on: writing to memory costs more than the arithmetic
         x[..., 1:] -= before[..., :-1]
-        x[..., 0] -= before[..., 0]
-        bands = sum_bands(power_spectrum(x.mul_(self.window), self.n_fft), self.filters, self.blocks)
+        x[..., 0] -= before[..., 0]  # nothing comes before the first sample: it is taken for its own neighbour
+        power = power_spectrum(x.mul_(self.window), self.n_fft)
+        bands = sum_bands(power, self.filters, self.blocks)
         return bands.clamp_(min=torch.finfo(x.dtype).eps).log_()

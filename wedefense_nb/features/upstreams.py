@@ -8,7 +8,9 @@ __all__ = ['ENCODERS', 'weight_shapes', 'tiny_checkpoint', 'encoder_frames', 'no
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #38dfbeee
 import importlib
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,47 +24,76 @@ from ..registry import Registry
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #31b41eb7
 def weight_shapes(c: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Name (fairseq's) and shape of every weight of an encoder without a stacked position convolution."""
-    pairs, c_in = {}, 1  # name: (shape of the weight, whether there is a bias)
+    """Name (fairseq's) and shape of every weight of an encoder without a stacked position convolution.
+
+    >>> from wedefense_nb.features.pretrained import BASE
+    >>> weight_shapes(BASE)["encoder.layers.11.fc1.weight"]
+    (3072, 768)
+    """
+    weights: dict[str, tuple[int, ...]] = {}
+    without_bias = set()
+    channels = 1
     for i, (c_out, kernel, _) in enumerate(c.conv):
-        pairs[f"feature_extractor.conv_layers.{i}.0"] = (c_out, c_in, kernel), c.conv_bias
-        if c.conv_norm == "layer" or i == 0:
-            pairs[f"feature_extractor.conv_layers.{i}.2{'.1' * (c.conv_norm == 'layer')}"] = (c_out,), True
-        c_in = c_out
-    pairs |= {"layer_norm": ((c_in,), True), "encoder.layer_norm": ((c.dim,), True)}
-    if c_in != c.dim:
-        pairs["post_extract_proj"] = (c.dim, c_in), True
-    square = (c.dim, c.dim)
-    wide = (c.hidden, c.dim)
+        place = f"feature_extractor.conv_layers.{i}"
+        weights[f"{place}.0"] = (c_out, channels, kernel)
+        if not c.conv_bias:
+            without_bias.add(f"{place}.0")
+        if c.conv_norm == "layer":
+            weights[f"{place}.2.1"] = (c_out,)
+        elif i == 0:
+            weights[f"{place}.2"] = (c_out,)
+        channels = c_out
+    weights["layer_norm"] = (channels,)
+    weights["encoder.layer_norm"] = (c.dim,)
+    if channels != c.dim:
+        weights["post_extract_proj"] = (c.dim, channels)
     for i in range(c.layers):
-        parts = {f"self_attn.{x}_proj": square for x in "qkv"} | {"self_attn.out_proj": square}
-        parts |= {
-            "fc1": wide,
-            "fc2": wide[::-1],
-            "self_attn_layer_norm": (c.dim,),
-            "final_layer_norm": (c.dim,),
-        }
-        pairs |= {f"encoder.layers.{i}.{name}": (shape, True) for name, shape in parts.items()}
-    shapes = {f"{name}.weight": shape for name, (shape, _) in pairs.items()}
-    shapes |= {f"{name}.bias": shape[:1] for name, (shape, bias) in pairs.items() if bias}
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            weights[f"encoder.layers.{i}.self_attn.{part}"] = (c.dim, c.dim)
+        weights[f"encoder.layers.{i}.fc1"] = (c.hidden, c.dim)
+        weights[f"encoder.layers.{i}.fc2"] = (c.dim, c.hidden)
+        weights[f"encoder.layers.{i}.self_attn_layer_norm"] = (c.dim,)
+        weights[f"encoder.layers.{i}.final_layer_norm"] = (c.dim,)
+    shapes = {f"{name}.weight": shape for name, shape in weights.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in weights.items() if name not in without_bias}
     shapes["encoder.pos_conv.0.weight_v"] = (c.dim, c.dim // c.pos_groups, c.pos_kernel)
-    return shapes | {"encoder.pos_conv.0.weight_g": (1, 1, c.pos_kernel), "encoder.pos_conv.0.bias": (c.dim,)}
+    shapes["encoder.pos_conv.0.weight_g"] = (1, 1, c.pos_kernel)
+    shapes["encoder.pos_conv.0.bias"] = (c.dim,)
+    return shapes
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #909b7d10
 def tiny_checkpoint(path, config: EncoderConfig = TINY, seed: int = 0) -> Path:
-    """Write a network with random weights as a file that s3prl (`unispeech_sat_local`) and `read_checkpoint` open."""
-    g = torch.Generator().manual_seed(seed)
+    """Write a network with random weights as a file that s3prl (`unispeech_sat_local`) and `read_checkpoint` open.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folders above it are made.
+    config : EncoderConfig
+        Without a stacked position convolution.
+    seed : int
+        Of the weights.
+
+    Returns
+    -------
+    Path
+    """
+    generator = torch.Generator().manual_seed(seed)
     weights = {"mask_emb": torch.zeros(config.dim)}
     for name, shape in weight_shapes(config).items():
-        spread = torch.Size(shape[1:]).numel() ** -0.5 if len(shape) > 1 else 0.1
-        ones = name.endswith(("norm.weight", "2.weight", "2.1.weight", "weight_g"))
-        weights[name] = torch.ones(shape) if ones else spread * torch.randn(shape, generator=g)
-    c = {
+        if name.endswith(("norm.weight", ".2.weight", ".2.1.weight", "weight_g")):  # of norms, and lengths
+            weights[name] = torch.ones(shape)
+            continue
+        spread = 0.1  # of a bias
+        if len(shape) > 1:
+            spread = math.prod(shape[1:]) ** -0.5
+        weights[name] = spread * torch.randn(shape, generator=generator)
+    fields = {
         "encoder_embed_dim": config.dim,
         "encoder_layers": config.layers,
         "encoder_attention_heads": config.heads,
         "encoder_ffn_embed_dim": config.hidden,
-        "conv_feature_layers": str([*config.conv]),
+        "conv_feature_layers": str(list(config.conv)),
         "conv_bias": config.conv_bias,
         "extractor_mode": "layer_norm" if config.conv_norm == "layer" else "default",
         "normalize": config.normalize,
@@ -73,28 +104,38 @@ def tiny_checkpoint(path, config: EncoderConfig = TINY, seed: int = 0) -> Path:
         "attention_dropout": config.attention_dropout,
         "encoder_layerdrop": config.layerdrop,
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"cfg": c, "model": weights}, path)
-    return Path(path)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"cfg": fields, "model": weights}, path)
+    return path
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #fce8db80
-def encoder_frames(lengths: Tensor, conv: tuple) -> Tensor:
-    """Frames that a stack of (channels, kernel, stride) convolutions makes of `lengths` samples, exactly."""
+def encoder_frames(lengths: Tensor, conv: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Frames that a stack of (channels, kernel, stride) convolutions makes of `lengths` samples, exactly.
+
+    >>> encoder_frames(torch.tensor([399, 400, 16000]), TINY.conv)
+    tensor([ 0,  1, 49])
+    """
     for _, kernel, stride in conv:
         lengths = (lengths - kernel) // stride + 1
     return lengths
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #76abcfc7
 def normalize_waves(wave: Tensor, lengths: Tensor) -> Tensor:
-    """Zero mean and unit variance for each recording, over its own samples; (B, T) to (B, T), zero beyond the end."""
+    """Zero mean and unit variance for each recording, over its own samples; (B, T) to (B, T), zero beyond the end.
+
+    >>> normalize_waves(torch.tensor([[1.0, 2.0, 3.0, 9.0]]), torch.tensor([3]))[0, :3]
+    tensor([-1.2247,  0.0000,  1.2247])
+    """
     mask = frame_mask(lengths, wave.shape[1])
     n = lengths[:, None].to(wave)
-    centred = (wave - (wave * mask).sum(1, keepdim=True) / n) * mask
-    return centred / (centred.square().sum(1, keepdim=True) / n + 1e-5).sqrt()
+    mean = (wave * mask).sum(1, keepdim=True) / n
+    centred = (wave - mean) * mask
+    variance = centred.square().sum(1, keepdim=True) / n
+    return centred / (variance + 1e-5).sqrt()
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #689a6e55
-# functions of a checkpoint's path, or an EncoderConfig as dict
-ENCODERS = Registry("encoder", "wedefense_nb.features")
+ENCODERS = Registry("encoder", "wedefense_nb.features")  # functions of a path, or of an `EncoderConfig` as dict
 
 
 def make_encoder(source, backend: str = "fast") -> nn.Module:
@@ -106,13 +147,26 @@ def make_encoder(source, backend: str = "fast") -> nn.Module:
         What `find_checkpoint` takes; a dict of `EncoderConfig` gives random weights (to be loaded later).
     backend : str
         "fast" or "s3prl".
+
+    Raises
+    ------
+    UnknownName
+        Another backend.
+    ValueError
+        A source that this backend cannot take.
     """
     encoder = ENCODERS[backend]
     return encoder(source if isinstance(source, dict) else find_checkpoint(source))
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #3b0b9883
 class S3prlEncoder(nn.Module):
-    """A network run by s3prl's own code (needs `pip install 'wedefense_nb[ssl]'`): the reference."""
+    """A network run by s3prl's own code (needs `pip install 'wedefense_nb[ssl]'`): the reference.
+
+    Parameters
+    ----------
+    path : Path
+        A converted file.
+    """
 
     scales_waves = True  # the expert follows the checkpoint's `normalize` itself
 
@@ -124,40 +178,49 @@ class S3prlEncoder(nn.Module):
 
     def stages(self) -> list[list[nn.Module]]:
         """From bottom to top: what comes before the layers, each layer, what comes after."""
-        m = self.expert.model
-        front = [m.feature_extractor, m.layer_norm, m.encoder.pos_conv, *filter(None, [m.post_extract_proj])]
-        norm = [m.encoder.layer_norm]  # of the network's end if pre-LN, of its beginning otherwise
-        last = norm if self.config.norm_first else []
-        return [front + ([] if last else norm), *([layer] for layer in m.encoder.layers), last]
+        model = self.expert.model
+        first = [model.feature_extractor, model.layer_norm, model.encoder.pos_conv]
+        if model.post_extract_proj is not None:
+            first.append(model.post_extract_proj)
+        last = []
+        if self.config.norm_first:  # then the last norm ends the network, otherwise it comes before the layers
+            last.append(model.encoder.layer_norm)
+        else:
+            first.append(model.encoder.layer_norm)
+        return [first, *([layer] for layer in model.encoder.layers), last]
 
     def forward(self, wave: Tensor, lengths: Tensor, wanted: list[int]) -> list[Tensor]:
-        """Hidden states `wanted` (0: before the first layer), each (B, F, D); recordings of one length go together."""
-        tunes_conv = any(p.requires_grad for p in self.expert.model.feature_extractor.parameters())
-        self.expert.model.feature_grad_mult = 1.0 if tunes_conv else 0.0
+        """Hidden states `wanted` (0: before the first layer), each (B, F, D); waves of one length go together."""
+        learns = any(p.requires_grad for p in self.expert.model.feature_extractor.parameters())
+        self.expert.model.feature_grad_mult = 1.0 if learns else 0.0
         if int(lengths.min()) == wave.shape[1]:
             return self._states(wave, wanted)
         alone = [self._states(w[None, :n], wanted) for w, n in zip(wave, lengths.tolist(), strict=True)]
-        return [nn.utils.rnn.pad_sequence([s[k][0] for s in alone], batch_first=True) for k in range(len(wanted))]
+        padded = []
+        for of_one_state in zip(*alone, strict=True):
+            padded.append(nn.utils.rnn.pad_sequence([x[0] for x in of_one_state], batch_first=True))
+        return padded
 
     def _states(self, wave: Tensor, wanted: list[int]) -> list[Tensor]:
-        states = self.expert([*wave])["hidden_states"]
+        states = self.expert(list(wave))["hidden_states"]
         return [states[i] for i in wanted]
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #8cf49e08
 def s3prl_expert(path: Path, kind: str) -> nn.Module:
-    """The upstream expert of s3prl for a converted file of a `Checkpoint.kind`."""
+    """The upstream expert of s3prl for a converted file of a `Checkpoint.kind`; ImportError without s3prl."""
     try:
         hub = importlib.import_module(f"s3prl.upstream.{kind}.hubconf")  # s3prl.hub itself cannot be imported
     except ImportError as e:
         raise ImportError("the s3prl backend needs s3prl: pip install 'wedefense_nb[ssl]'") from e
+    build = getattr(hub, "wavlm_local" if kind == "wavlm" else f"{kind}_custom")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # s3prl's weight norm is of the old kind
-        return getattr(hub, "wavlm_local" if kind == "wavlm" else f"{kind}_custom")(ckpt=str(path))
+        return build(ckpt=str(path))
 
 
 @ENCODERS.register("s3prl")
 def s3prl_encoder(source) -> S3prlEncoder:
-    """The reference encoder of a converted file."""
+    """The reference encoder of a converted file; ValueError for anything else."""
     if isinstance(source, dict):
         raise ValueError("s3prl builds its networks from files only: use backend='fast'")
     if Path(source).is_dir():
@@ -166,13 +229,25 @@ def s3prl_encoder(source) -> S3prlEncoder:
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #b8efc885
 class LayerMix(nn.Module):
-    """Learned weighted mean of K states (Yang et al., 2021): list of (B, F, D) to (B, F, D)."""
+    """Learned weighted mean of K states (Yang et al., 2021): list of (B, F, D) to (B, F, D).
+
+    Parameters
+    ----------
+    states : int
+        K. All begin with the same weight.
+
+    Examples
+    --------
+    >>> LayerMix(2)([torch.tensor([[[1.0]]]), torch.tensor([[[3.0]]])]).item()
+    2.0
+    """
 
     def __init__(self, states: int):
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(states))
 
     def forward(self, states: list[Tensor]) -> Tensor:
+        """K tensors (B, F, D) to their weighted mean (B, F, D)."""
         w = self.weights.softmax(0)
         return sum(w[i] * state for i, state in enumerate(states))
 
@@ -199,31 +274,44 @@ class Upstream(nn.Module):
         Compute layers twice in training to save memory ("fast" only).
     normalize : bool, optional
         Bring waves to mean 0 and variance 1, or not ("fast" only); by default as the network was trained.
+
+    Attributes
+    ----------
+    dim, states : int
+        D, and how many hidden states there are (layers + 1).
+    stacked : bool
+        Whether features are (B, K, F, D).
+    learning : list of nn.Module
+        The parts that learn.
+
+    Raises
+    ------
+    ValueError
+        Choices that exclude each other; in `forward`, a recording shorter than one frame.
     """
 
     def __init__(
         self,
-        source,
-        layers="last",
-        frozen=True,
-        top=0,
-        backend="fast",
-        bf16=False,
-        checkpointing=False,
-        normalize=None,
+        source: str | Path | dict,
+        layers: str | int = "last",
+        frozen: bool = True,
+        top: int = 0,
+        backend: str = "fast",
+        bf16: bool = False,
+        checkpointing: bool = False,
+        normalize: bool | None = None,
     ):
         super().__init__()
         self.encoder = make_encoder(source, backend)
         self.config = self.encoder.config
-        self.bf16 = bf16
-        k = self.encoder.config.layers + 1
         if normalize not in (None, self.config.normalize):
             self.config = _rescaled(self.encoder, normalize)
-        self.wanted = _wanted(layers, k)
-        self.mix = LayerMix(k) if layers == "weighted" else None
-        self.stacked = layers == "all"
+        self.bf16 = bf16
         self.dim = self.config.dim
-        self.states = k
+        self.states = self.config.layers + 1
+        self.wanted = _wanted(layers, self.states)
+        self.mix = LayerMix(self.states) if layers == "weighted" else None
+        self.stacked = layers == "all"
         self.learning = _learning_stages(self.encoder, frozen, top)
         if checkpointing and not hasattr(self.encoder, "checkpointing"):
             raise ValueError(f"the {backend} backend cannot recompute layers: use backend='fast'")
@@ -239,6 +327,7 @@ class Upstream(nn.Module):
         return self
 
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) and (B,) to features and frames (B,); zero beyond each recording's frames."""
         check_batch(wave, lengths)
         frames = encoder_frames(lengths, self.config.conv)
         if int(frames.min()) < 1:
@@ -249,36 +338,44 @@ class Upstream(nn.Module):
             wave = normalize_waves(wave, lengths)
         with torch.autocast(wave.device.type, torch.bfloat16, enabled=self.bf16):
             states = [state.float() for state in self.encoder(wave, lengths, self.wanted)]
-        feats = torch.stack(states, 1) if self.stacked else self.mix(states) if self.mix else states[0]
-        mask = frame_mask(frames, feats.shape[-2])[..., None]
-        return feats * (mask[:, None] if self.stacked else mask), frames
+        mask = frame_mask(frames, states[0].shape[1])[..., None]
+        if self.stacked:
+            return torch.stack(states, 1) * mask[:, None], frames
+        feats = self.mix(states) if self.mix else states[0]
+        return feats * mask, frames
 
 # %% ../../nbs/2_features/06_upstreams.ipynb #0f0743e8
 def _rescaled(encoder: nn.Module, normalize: bool) -> EncoderConfig:
+    """The configuration of an encoder, with another choice of `normalize`."""
     if encoder.scales_waves:
         raise ValueError("s3prl scales waves as the checkpoint says: use backend='fast'")
     return replace(encoder.config, normalize=normalize)
 
 
-def _wanted(layers, k: int) -> list[int]:
+def _wanted(layers: str | int, states: int) -> list[int]:
     """Indices of the states that a choice of layers needs."""
     if layers in ("weighted", "all"):
-        return [*range(k)]
+        return list(range(states))
     if layers == "last":
-        return [k - 1]
-    if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers < k:
-        raise ValueError(f"layers must be 'last', 'weighted', 'all' or 0 to {k - 1}, got {layers!r}")
+        return [states - 1]
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers < states:
+        raise ValueError(f"layers must be 'last', 'weighted', 'all' or 0 to {states - 1}, got {layers!r}")
     return [layers]
 
 
 def _learning_stages(encoder: nn.Module, frozen: bool, top: int) -> list[nn.Module]:
     """Freeze an encoder but for its `top` layers (and what follows them); returns the modules that learn."""
-    stages = encoder.stages()
     layers = encoder.config.layers
     if not 0 <= top <= layers or (top and not frozen):
         raise ValueError(f"top needs frozen=True and lies between 0 and {layers}, got {top}")
     encoder.requires_grad_(not frozen)
-    learning = [m for stage in (stages[1 + layers - top :] if top else []) for m in stage] if frozen else [encoder]
+    if not frozen:
+        return [encoder]
+    learning = []
+    if top:
+        before, *of_layers, after = encoder.stages()
+        for stage in [*of_layers[layers - top :], after]:
+            learning += stage
     for module in learning:
         module.requires_grad_(True)
     return learning

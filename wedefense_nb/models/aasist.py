@@ -7,6 +7,8 @@ __all__ = ['GraphBlock', 'GraphEncoder', 'pair_scores', 'GraphAttention', 'Graph
            'GraphReadout', 'MaxGraph', 'graph_detector', 'aasist', 'aasist_l']
 
 # %% ../../nbs/4_models/06_aasist.ipynb #ef7ab024
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,23 +16,32 @@ from torch.utils.checkpoint import checkpoint
 from ..data.batches import frame_mask
 from ..features.sinc import FixedLength, SincBank, sinc_edges
 from .detector import Detector, arxiv, register
-from .layers import MaskedBatchNorm
+from .layers import MaskedBatchNorm, masked_norm
 from .losses import SoftmaxHead
 
 # %% ../../nbs/4_models/06_aasist.ipynb #65b5db46
 class GraphBlock(nn.Module):
-    """Residual block that keeps the frequencies: (B, C, S, T) with frames (B,) to (B, C', S, T').
+    """Residual block that keeps the frequencies: maps (B, C, S, T) with frames (B,) to (B, C', S, T'), frames.
 
-    Batch norm and SELU, convolution 2 × 3, the same again, plus a shortcut; then the maximum over 3 steps.
+    Batch norm and SELU, convolution 2 × 3, the same again, plus a shortcut; then the maximum over 3 steps
+    (RawGAT-ST; Tak et al., 2021).
 
     Parameters
     ----------
+    c_in, c_out : int
+        C and C'.
     first : bool
         No norm and activation before the first convolution.
     pool : bool
         Take the maximum over 3 steps; the frames become n // 3, at least one.
     legacy : bool
         As published: the first norm exists and is never used.
+
+    Examples
+    --------
+    >>> y, frames = GraphBlock(1, 32, first=True)(torch.zeros(2, 1, 23, 90), torch.tensor([90, 50]))
+    >>> y.shape, frames
+    (torch.Size([2, 32, 23, 30]), tensor([30, 16]))
     """
 
     def __init__(self, c_in: int, c_out: int, first: bool = False, pool: bool = True, legacy: bool = False):
@@ -47,7 +58,9 @@ class GraphBlock(nn.Module):
 
     def forward(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         mask = frame_mask(frames, x.shape[3])[:, None, None]
-        y = x if self.norm1 is None or self.dead else torch.selu_(self.norm1(x, mask))
+        y = x
+        if self.norm1 is not None and not self.dead:
+            y = torch.selu_(self.norm1(x, mask))
         y = torch.selu_(self.norm2(self.conv1(y), mask))
         x = self.conv2(y) + self.shortcut(x)
         if not self.pool:
@@ -59,30 +72,49 @@ class GraphBlock(nn.Module):
 
 # %% ../../nbs/4_models/06_aasist.ipynb #e3c20693
 class GraphEncoder(nn.Module):
-    """Envelopes (B, F, S) to maps (B, F', C S), C channels for each of S frequencies.
+    """Envelopes (B, F, S) with frames (B,) to maps (B, F', C S), C channels for each of S frequencies, and frames.
 
-    `bands` is S, `channels` those after each block, `pool` and `legacy` are the blocks' own.
+    Parameters
+    ----------
+    bands : int
+        S.
+    channels : sequence of int
+        Channels after each block; C is the last.
+    pool, legacy : bool
+        As for `GraphBlock`.
+
+    Examples
+    --------
+    >>> GraphEncoder(23, (32, 64))(torch.zeros(1, 90, 23), torch.tensor([90]))[0].shape
+    torch.Size([1, 10, 1472])
     """
 
-    def __init__(self, bands: int, channels, pool: bool = True, legacy: bool = False):
+    def __init__(self, bands: int, channels: Sequence[int], pool: bool = True, legacy: bool = False):
         super().__init__()
         self.dim = bands * channels[-1]
         self.channels = channels[-1]
         self.norm = MaskedBatchNorm(1)
-        pairs = zip([1, *channels[:-1]], channels, strict=True)
-        self.blocks = nn.ModuleList([GraphBlock(a, b, i == 0, pool, legacy) for i, (a, b) in enumerate(pairs)])
+        self.blocks = nn.ModuleList()
+        c_in = 1
+        for i, c_out in enumerate(channels):
+            self.blocks.append(GraphBlock(c_in, c_out, first=i == 0, pool=pool, legacy=legacy))
+            c_in = c_out
         self.to(memory_format=torch.channels_last)  # the same numbers, faster
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        if not torch.is_grad_enabled() and feats.device.type == "cpu" and not self.training and len(feats) > 1:
-            # the cache is small
+        if len(feats) > 1 and self._cache_is_small(feats):
             parts = [self(x, n) for x, n in zip(feats.split(1), frames.split(1), strict=True)]
-            return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+            maps, counts = zip(*parts, strict=True)
+            return torch.cat(maps), torch.cat(counts)
         x = feats.transpose(1, 2)[:, None]
         x = torch.selu_(self.norm(x, frame_mask(frames, x.shape[3])[:, None, None]))
         for block in self.blocks:
             x, frames = block(x, frames)
         return x.permute(0, 3, 1, 2).flatten(2), frames
+
+    def _cache_is_small(self, feats: Tensor) -> bool:
+        """On a CPU recordings are faster one by one; training needs them together, for its norms."""
+        return feats.device.type == "cpu" and not self.training and not torch.is_grad_enabled()
 
 # %% ../../nbs/4_models/06_aasist.ipynb #6c89db75
 def pair_scores(h: Tensor, project: nn.Linear, vectors: Tensor, budget: int | None = None) -> Tensor:
@@ -93,39 +125,71 @@ def pair_scores(h: Tensor, project: nn.Linear, vectors: Tensor, budget: int | No
 
     Parameters
     ----------
+    h : Tensor, (B, N, D)
+        Nodes.
+    project : nn.Linear
+        W and b, from D to D'.
+    vectors : Tensor, (D', K)
+        One column for each of K kinds of score.
     budget : int
         Numbers in a block of products; default 2¹⁸ on a CPU (its cache), 2²⁶ elsewhere.
+
+    Examples
+    --------
+    >>> pair_scores(torch.randn(2, 29, 64), nn.Linear(64, 32), torch.randn(32, 3)).shape
+    torch.Size([2, 29, 29, 3])
     """
     batch, n, dim = h.shape
-    budget = budget or 2 ** (18 if h.device.type == "cpu" else 26)
-    if h.device.type == "cpu" and batch > 1 and n * n * dim > budget:  # long recordings fill the cache one by one
+    on_cpu = h.device.type == "cpu"
+    budget = budget or (2**18 if on_cpu else 2**26)
+    products = batch * n * n * dim
+    if on_cpu and batch > 1 and n * n * dim > budget:  # long recordings fill the cache one by one
         return torch.cat([pair_scores(one, project, vectors, budget) for one in h.split(1)])
-    rows = n if 4 * batch * n * n * dim <= budget else max(1, min(-(-n // 4), budget // (batch * n * dim)))
-    again = torch.is_grad_enabled() and batch * n * n * dim > 2**24
-    out = h.new_zeros(batch, n, n, vectors.shape[1])
 
     def block(a: Tensor, b: Tensor) -> Tensor:
         return torch.tanh(project(a[:, :, None] * b[:, None])) @ vectors
 
-    for i in range(0, n, rows):
-        a = h[:, i : i + rows]
-        b = h[:, i:]
-        s = checkpoint(block, a, b, use_reentrant=False) if again else block(a, b)
-        out[:, i : i + rows, i:] = s
-        out[:, i + rows :, i : i + rows] = s[:, :, rows:].transpose(1, 2)
+    rows = n
+    if 4 * products > budget:
+        rows = min((n + 3) // 4, budget // (batch * n * dim))
+        rows = max(1, rows)
+    again = torch.is_grad_enabled() and products > 2**24
+    out = h.new_zeros(batch, n, n, vectors.shape[1])
+    for first in range(0, n, rows):
+        last = first + rows
+        a = h[:, first:last]
+        b = h[:, first:]
+        scores = checkpoint(block, a, b, use_reentrant=False) if again else block(a, b)
+        out[:, first:last, first:] = scores
+        out[:, last:, first:last] = scores[:, :, rows:].transpose(1, 2)
     return out
 
 # %% ../../nbs/4_models/06_aasist.ipynb #b932578e
 def _vector(dim: int) -> nn.Parameter:
+    """A learned column (dim, 1)."""
     return nn.Parameter(nn.init.xavier_normal_(torch.empty(dim, 1)))
 
 
-def _norm(norm: MaskedBatchNorm, h: Tensor, mask: Tensor) -> Tensor:
-    return torch.selu(norm(h.transpose(1, 2)[..., None], mask[:, None, :, None])[..., 0].transpose(1, 2))
+def _norm_selu(norm: MaskedBatchNorm, h: Tensor, mask: Tensor) -> Tensor:
+    """Batch norm and SELU of nodes (B, N, D) inside mask (B, N)."""
+    return torch.selu(masked_norm(norm, h.transpose(1, 2), mask[:, None]).transpose(1, 2))
 
 
 class GraphAttention(nn.Module):
-    """Every node takes from every other what it finds alike: (B, N, D), mask (B, N) to (B, N, D')."""
+    """Every node takes from every other what it finds alike: nodes (B, N, D), mask (B, N) to (B, N, D').
+
+    Parameters
+    ----------
+    dim, out_dim : int
+        D and D'.
+    temperature : float
+        Divides the scores; large values make shares even.
+
+    Examples
+    --------
+    >>> GraphAttention(64, 32)(torch.randn(2, 29, 64), torch.ones(2, 29, dtype=torch.bool)).shape
+    torch.Size([2, 29, 32])
+    """
 
     def __init__(self, dim: int, out_dim: int, temperature: float = 2.0):
         super().__init__()
@@ -141,13 +205,27 @@ class GraphAttention(nn.Module):
         h = self.drop(h)
         scores = pair_scores(h, self.pair, self.vector)[..., 0] / self.temperature
         attention = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
-        return _norm(self.norm, self.mix(attention @ h) + self.keep(h), mask)
+        return _norm_selu(self.norm, self.mix(attention @ h) + self.keep(h), mask)
 
 # %% ../../nbs/4_models/06_aasist.ipynb #39f822e1
 class GraphPool(nn.Module):
-    """Keep each recording's best-scored share of nodes: (B, N, D), counts (B,) to (B, N', D), counts.
+    """Keep each recording's best-scored share of nodes: nodes (B, N, D), counts (B,) to (B, N', D), counts.
 
     int(n * ratio) nodes of n stay, at least one, best first, multiplied by the sigmoid of their score.
+    Gao and Ji, "Graph U-Nets" (2019).
+
+    Parameters
+    ----------
+    dim : int
+        D.
+    ratio : float
+        The share that stays, up to 1.
+
+    Examples
+    --------
+    >>> kept, counts = GraphPool(64, ratio=0.7)(torch.randn(2, 29, 64), torch.tensor([29, 10]))
+    >>> kept.shape, counts
+    (torch.Size([2, 20, 64]), tensor([20,  7]))
     """
 
     def __init__(self, dim: int, ratio: float):
@@ -167,9 +245,23 @@ class GraphPool(nn.Module):
 
 # %% ../../nbs/4_models/06_aasist.ipynb #0b0d39ff
 class CrossAttention(nn.Module):
-    """Two kinds of nodes and a master node attend to each other (heterogeneous graph attention).
+    """Heterogeneous graph attention (Jung et al., 2022): two kinds of nodes and a master attend to each other.
 
-    Times (B, T, D), bands (B, S, D), master (B, 1, D) and their masks to the same three with D' features.
+    Times (B, T, D), bands (B, S, D), master (B, 1, D), masks (B, T) and (B, S) to the same three of D' features.
+
+    Parameters
+    ----------
+    dim, out_dim : int
+        D and D'.
+    temperature : float
+        Divides the scores; large values make shares even.
+
+    Examples
+    --------
+    >>> times, bands, master = torch.randn(1, 20, 64), torch.randn(1, 11, 64), torch.randn(1, 1, 64)
+    >>> masks = torch.ones(1, 20, dtype=torch.bool), torch.ones(1, 11, dtype=torch.bool)
+    >>> [tuple(x.shape) for x in CrossAttention(64, 32)(times, bands, master, *masks)]
+    [(1, 20, 32), (1, 11, 32), (1, 1, 32)]
     """
 
     def __init__(self, dim: int, out_dim: int, temperature: float = 100.0):
@@ -190,26 +282,47 @@ class CrossAttention(nn.Module):
         self.drop = nn.Dropout(0.2)
         self.temperature = temperature
 
-    def forward(self, times, bands, master, time_mask, band_mask) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, times: Tensor, bands: Tensor, master: Tensor, time_mask: Tensor, band_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n = times.shape[1]
         h = self.drop(torch.cat([self.time(times), self.band(bands)], 1))
         mask = torch.cat([time_mask, band_mask], 1)
-        n = times.shape[1]
-        score = torch.tanh(self.pair_master(h * master)) @ self.vector_master / self.temperature
-        share = score.masked_fill(~mask[..., None], -torch.inf).softmax(1)
-        master = self.mix_master(share.transpose(1, 2) @ h) + self.keep_master(master)
-        scores = pair_scores(h, self.pair, torch.cat([self.vector_tt, self.vector_ss, self.vector_ts], 1))
-        tt, ss, ts = scores.unbind(-1)
-        is_time = torch.arange(h.shape[1], device=h.device) < n
-        both = is_time & is_time[:, None]
-        neither = ~is_time & ~is_time[:, None]
-        scores = torch.where(both, tt, torch.where(neither, ss, ts)) / self.temperature
-        attention = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
-        h = _norm(self.norm, self.mix(attention @ h) + self.keep(h), mask)
+        master = self._master(h, master, mask)
+        attention = self._scores(h, n).masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+        h = _norm_selu(self.norm, self.mix(attention @ h) + self.keep(h), mask)
         return h[:, :n], h[:, n:], master
+
+    def _master(self, h: Tensor, master: Tensor, mask: Tensor) -> Tensor:
+        """What the master (B, 1, D) becomes by listening to all nodes (B, N, D): (B, 1, D')."""
+        scores = torch.tanh(self.pair_master(h * master)) @ self.vector_master / self.temperature
+        shares = scores.masked_fill(~mask[..., None], -torch.inf).softmax(1)
+        return self.mix_master(shares.transpose(1, 2) @ h) + self.keep_master(master)
+
+    def _scores(self, h: Tensor, n: int) -> Tensor:
+        """Scores (B, N, N) of all pairs of nodes, of which the first `n` are times and the others bands."""
+        vectors = torch.cat([self.vector_tt, self.vector_ss, self.vector_ts], 1)
+        tt, ss, ts = pair_scores(h, self.pair, vectors).unbind(-1)
+        is_time = torch.arange(h.shape[1], device=h.device) < n
+        two_times = is_time & is_time[:, None]
+        two_bands = ~is_time & ~is_time[:, None]
+        scores = torch.where(two_times, tt, torch.where(two_bands, ss, ts))
+        return scores / self.temperature
 
 # %% ../../nbs/4_models/06_aasist.ipynb #c8480e3c
 class GraphBranch(nn.Module):
-    """Cross attention, pooling of both kinds, cross attention again, its result added."""
+    """Cross attention, pooling of both kinds, cross attention again, its result added.
+
+    Times (B, T, D), bands (B, S, D) and their counts (B,) to times, bands and master of D' features, and the two
+    counts after pooling.
+
+    Parameters
+    ----------
+    dims : tuple of int
+        D and D'.
+    ratio : float
+        The share of nodes that pooling keeps, of both kinds.
+    """
 
     def __init__(self, dims: tuple[int, int], ratio: float):
         super().__init__()
@@ -220,18 +333,27 @@ class GraphBranch(nn.Module):
         self.pool_s = GraphPool(dims[1], ratio)
         self.drop = nn.Dropout(0.2)
 
-    def forward(self, times, bands, n_times, n_bands):
-        """Nodes and their counts (B,) to (times, bands, master), with the counts after pooling."""
+    def forward(
+        self, times: Tensor, bands: Tensor, n_times: Tensor, n_bands: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
         masks = frame_mask(n_times, times.shape[1]), frame_mask(n_bands, bands.shape[1])
         times, bands, master = self.attend1(times, bands, self.master, *masks)
-        (times, n_times) = self.pool_t(times, n_times)
-        (bands, n_bands) = self.pool_s(bands, n_bands)
+        times, n_times = self.pool_t(times, n_times)
+        bands, n_bands = self.pool_s(bands, n_bands)
         masks = frame_mask(n_times, times.shape[1]), frame_mask(n_bands, bands.shape[1])
-        more = self.attend2(times, bands, master, *masks)
-        nodes = [self.drop(a + b) for a, b in zip((times, bands, master), more, strict=True)]
-        return nodes, (n_times, n_bands)
+        more_times, more_bands, more_master = self.attend2(times, bands, master, *masks)
+        times = self.drop(times + more_times)
+        bands = self.drop(bands + more_bands)
+        master = self.drop(master + more_master)
+        return (times, bands, master), (n_times, n_bands)
 
 # %% ../../nbs/4_models/06_aasist.ipynb #03a6eb0f
+def _largest_and_mean(h: Tensor, counts: Tensor) -> Tensor:
+    """Of nodes (B, N, D), the first counts (B,) of each recording: largest absolute value and mean, (B, 2 D)."""
+    h = h * frame_mask(counts, h.shape[1])[..., None]
+    return torch.cat([h.abs().amax(1), h.sum(1) / counts[:, None].to(h)], 1)
+
+
 class GraphReadout(nn.Module):
     """AASIST's graphs: bands (B, S, C) and times (B, T, C) with frames (B,) to one vector (B, 5 dims[1]).
 
@@ -243,9 +365,21 @@ class GraphReadout(nn.Module):
         Features of a node after the first attention, and in the branches.
     ratios : tuple of float
         Nodes kept: of the bands, of the times, and of both within the branches.
+
+    Examples
+    --------
+    >>> readout = GraphReadout(bands=23, channels=64)
+    >>> readout(torch.randn(1, 23, 64), torch.randn(1, 29, 64), torch.tensor([29])).shape
+    torch.Size([1, 160])
     """
 
-    def __init__(self, bands: int, channels: int, dims=(64, 32), ratios=(0.5, 0.7, 0.5)):
+    def __init__(
+        self,
+        bands: int,
+        channels: int,
+        dims: tuple[int, int] = (64, 32),
+        ratios: tuple[float, float, float] = (0.5, 0.7, 0.5),
+    ):
         super().__init__()
         self.dim = 5 * dims[1]
         self.position = nn.Parameter(torch.randn(1, bands, channels))
@@ -256,25 +390,32 @@ class GraphReadout(nn.Module):
         self.branches = nn.ModuleList([GraphBranch(dims, ratios[2]) for _ in range(2)])
 
     def forward(self, bands: Tensor, times: Tensor, frames: Tensor) -> Tensor:
-        counts = torch.full_like(frames, bands.shape[1])
-        bands = self.attend_s(bands + self.position, frame_mask(counts, bands.shape[1]))
+        n_bands = torch.full_like(frames, bands.shape[1])
+        bands = self.attend_s(bands + self.position, frame_mask(n_bands, bands.shape[1]))
         times = self.attend_t(times, frame_mask(frames, times.shape[1]))
-        (bands, counts) = self.pool_s(bands, counts)
-        (times, frames) = self.pool_t(times, frames)
-        (a, counts), (b, _) = (branch(times, bands, frames, counts) for branch in self.branches)
-        *nodes, master = (torch.maximum(x, y) for x, y in zip(a, b, strict=True))
-        views = []
-        for h, n in zip(nodes, counts, strict=True):
-            h = h * frame_mask(n, h.shape[1])[..., None]
-            views += [h.abs().amax(1), h.sum(1) / n[:, None].to(h)]
-        return torch.cat([*views, master[:, 0].expand(len(h), -1)], 1)
+        bands, n_bands = self.pool_s(bands, n_bands)
+        times, n_times = self.pool_t(times, frames)
+        first, (kept_times, kept_bands) = self.branches[0](times, bands, n_times, n_bands)
+        second, _ = self.branches[1](times, bands, n_times, n_bands)  # keeps as many
+        times, bands, master = (torch.maximum(a, b) for a, b in zip(first, second, strict=True))
+        of_times = _largest_and_mean(times, kept_times)
+        of_bands = _largest_and_mean(bands, kept_bands)
+        return torch.cat([of_times, of_bands, master[:, 0].expand(len(times), -1)], 1)
 
 # %% ../../nbs/4_models/06_aasist.ipynb #18765b33
 class MaxGraph(GraphReadout):
-    """A pooling layer for maps (B, F, C S): bands and times are the largest absolute values over the other axis."""
+    """`GraphReadout` as a pooling layer: maps (B, F, C S) with frames (B,) to (B, 5 dims[1]).
+
+    Bands and times are the largest absolute values over the other axis.
+
+    Examples
+    --------
+    >>> MaxGraph(23, 64)(torch.randn(2, 29, 64 * 23), torch.tensor([29, 10])).shape
+    torch.Size([2, 160])
+    """
 
     def out_dim(self, dim: int) -> int:
-        """Size of the pooled vector."""
+        """Size of the pooled vector, whatever the size of the maps."""
         return self.dim
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
@@ -282,11 +423,30 @@ class MaxGraph(GraphReadout):
         return super().forward(maps.amax(1).transpose(1, 2), maps.amax(3), frames)
 
 # %% ../../nbs/4_models/06_aasist.ipynb #8e964cf5
-def graph_detector(front, channels, dims, ratios, legacy: bool, samples: int | None) -> Detector:
-    """The detector of these parts; its embedding is the readout itself."""
+def graph_detector(
+    front: nn.Module,
+    channels: Sequence[int],
+    dims: tuple[int, int],
+    ratios: tuple[float, float, float],
+    legacy: bool,
+    samples: int | None,
+) -> Detector:
+    """A detector of a front end, a `GraphEncoder` and a `MaxGraph`; its embedding is the readout itself.
+
+    Parameters
+    ----------
+    front : module
+        Gives envelopes (B, F, D).
+    channels, dims, ratios, legacy
+        As for `GraphEncoder` and `GraphReadout`.
+    samples : int, optional
+        Hear exactly so many samples of each recording.
+    """
     encoder = GraphEncoder(front.dim, channels, legacy=legacy)
     graph = MaxGraph(front.dim, channels[-1], dims, ratios)
-    model = Detector(FixedLength(front, samples) if samples else front, encoder, graph, graph.dim)
+    if samples:
+        front = FixedLength(front, samples)
+    model = Detector(front, encoder, graph, graph.dim)
     model.embedding = nn.Identity()
     model.head = SoftmaxHead(graph.dim, dropout=0.5)
     return model
@@ -318,6 +478,6 @@ def aasist(legacy: bool = False, samples: int | None = None, freq_mask: int = 0)
 
 @register("aasist_l", _AASIST)
 def aasist_l(legacy: bool = False, samples: int | None = None, freq_mask: int = 0) -> Detector:
-    """AASIST-L, the light one (85,306 parameters); options as for `aasist`."""
+    """AASIST-L, the light one (Jung et al., 2022; 85,306 parameters); options as for `aasist`."""
     front = SincBank(sinc_edges(70), group=3, mask=freq_mask)
     return graph_detector(front, (32, 32, 24, 24, 24, 24), (24, 32), (0.4, 0.5, 0.7), legacy, samples)

@@ -6,6 +6,9 @@
 __all__ = ['LCNN_BLOCKS', 'mfm', 'ConvMFM', 'LCNN', 'lcnn_lstm', 'ResBlock', 'ResNet', 'resnet18', 'resnet34']
 
 # %% ../../nbs/4_models/05_cnn.ipynb #cca76bd8
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -18,15 +21,37 @@ from .layers import MaskedBatchNorm, StatsPool, make_pool
 
 # %% ../../nbs/4_models/05_cnn.ipynb #341aafcb
 def mfm(x: Tensor) -> Tensor:
-    """Max feature map: the larger of channel i and channel i + C/2; (B, C, H, W) to (B, C/2, H, W)."""
+    """Max feature map, the larger of channel i and channel i + C/2: (B, C, H, W) to (B, C/2, H, W).
+
+    Wu et al., "A light CNN for deep face representation with noisy labels" (2018).
+
+    Examples
+    --------
+    >>> mfm(torch.tensor([1.0, -2.0, 0.5, 3.0]).view(1, 4, 1, 1)).flatten()
+    tensor([1., 3.])
+    """
     a, b = x.chunk(2, dim=1)
     return torch.maximum(a, b)
 
 # %% ../../nbs/4_models/05_cnn.ipynb #3d96bc2b
 class ConvMFM(nn.Module):
-    """Convolution, MFM, then optionally 2 × 2 max-pooling and batch norm; (B, C, T, D) with frames (B,).
+    """Convolution, MFM, optionally 2 × 2 max-pooling and batch norm: x (B, C, T, D), frames (B,) to the same two.
 
     Pooling halves the frames, rounded down but at least one, so a short recording keeps a frame.
+
+    Parameters
+    ----------
+    c_in, c_out : int
+        Channels before, and after the competition.
+    kernel : int
+        Size of the filters in time and frequency, an odd number.
+    pool, norm : bool
+
+    Examples
+    --------
+    >>> y, frames = ConvMFM(1, 32, kernel=5, pool=True)(torch.zeros(2, 1, 50, 60), torch.tensor([50, 31]))
+    >>> y.shape, frames
+    (torch.Size([2, 32, 25, 30]), tensor([25, 15]))
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, pool: bool = False, norm: bool = True):
@@ -37,22 +62,29 @@ class ConvMFM(nn.Module):
 
     def forward(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         x = mfm(self.conv(x)) * frame_mask(frames, x.shape[2])[:, None, :, None]
-        if self.pool:
+        if self.pool is not None:
             x = self.pool(x)
             frames = (frames // 2).clamp(min=1)
         mask = frame_mask(frames, x.shape[2])[:, None, :, None]
-        return (self.norm(x, mask) if self.norm else x * mask), frames
+        x = self.norm(x, mask) if self.norm is not None else x * mask
+        return x, frames
 
 # %% ../../nbs/4_models/05_cnn.ipynb #d793d18c
 LCNN_BLOCKS = [  # channels in, out, kernel, pooling, norm
-    (1, 32, 5, True, False), (32, 32, 1, False, True), (32, 48, 3, True, True), (48, 48, 1, False, True),
-    (48, 64, 3, True, False), (64, 64, 1, False, True), (64, 32, 3, False, True), (32, 32, 1, False, True),
+    (1, 32, 5, True, False),
+    (32, 32, 1, False, True),
+    (32, 48, 3, True, True),
+    (48, 48, 1, False, True),
+    (48, 64, 3, True, False),
+    (64, 64, 1, False, True),
+    (64, 32, 3, False, True),
+    (32, 32, 1, False, True),
     (32, 32, 3, True, False),
-]  # fmt: skip
+]
 
 # %% ../../nbs/4_models/05_cnn.ipynb #fd1135e0
 class LCNN(nn.Module):
-    """LCNN-LSTM backbone: features (B, F, D) to (B, max(F // 16, 1), 32 (D // 16)).
+    """LCNN-LSTM backbone (Wang and Yamagishi, 2021): features (B, F, D) to (B, max(F // 16, 1), 32 (D // 16)).
 
     Parameters
     ----------
@@ -60,6 +92,16 @@ class LCNN(nn.Module):
         D, at least 16.
     dropout : float
         After the last convolution.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 16 features: nothing would be left of them.
+
+    Examples
+    --------
+    >>> LCNN(60)(torch.zeros(1, 300, 60), torch.tensor([300]))[0].shape
+    torch.Size([1, 18, 96])
     """
 
     def __init__(self, in_dim: int, dropout: float = 0.7):
@@ -73,7 +115,8 @@ class LCNN(nn.Module):
         self.to(memory_format=torch.channels_last)  # the same numbers, up to three times faster on a CPU
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x = nn.functional.pad(feats, (0, 0, 0, max(0, 16 - feats.shape[1])))[:, None]
+        missing = max(0, 16 - feats.shape[1])  # four halvings must leave a frame
+        x = nn.functional.pad(feats, (0, 0, 0, missing))[:, None]
         for block in self.blocks:
             x, frames = block(x, frames)
         x = self.dropout(x).transpose(1, 2).flatten(2)  # (B, T, channels x frequency)
@@ -97,7 +140,7 @@ def lcnn_lstm(
     embed_dim: int = 64,
     dropout: float = 0.7,
 ) -> Detector:
-    """LCNN-LSTM (Wang & Yamagishi, 2021; 275,840 parameters before the head with the defaults).
+    """LCNN-LSTM (Wang and Yamagishi, 2021; 275,840 parameters before the head with the defaults).
 
     Parameters
     ----------
@@ -109,15 +152,37 @@ def lcnn_lstm(
         A name in `POOLS`.
     embed_dim, dropout
         Size of the embedding, dropout after the convolutions.
+
+    Raises
+    ------
+    UnknownName
+        A ValueError for a feature or pool that there is not.
     """
     options = feature_options or {}
-    front = LFCC.preset(feature, **options) if feature in PRESETS else make_front(feature, **options)
+    if feature in PRESETS:
+        front = LFCC.preset(feature, **options)
+    else:
+        front = make_front(feature, **options)
     backbone = LCNN(front.dim, dropout)
     return Detector(front, backbone, make_pool(pool, backbone.dim), embed_dim)
 
 # %% ../../nbs/4_models/05_cnn.ipynb #b46a0243
 class ResBlock(nn.Module):
-    """Two 3 × 3 convolutions and a shortcut: (B, C, D, T) with frames (B,); stride 2 halves both axes, rounded up."""
+    """Two 3 × 3 convolutions and a shortcut (He et al., 2016): x (B, C, D, T), frames (B,) to the same two.
+
+    Parameters
+    ----------
+    c_in, c_out : int
+        Channels.
+    stride : int
+        2 halves both axes, rounded up.
+
+    Examples
+    --------
+    >>> y, frames = ResBlock(32, 64, stride=2)(torch.zeros(1, 32, 80, 9), torch.tensor([9]))
+    >>> y.shape, frames
+    (torch.Size([1, 64, 40, 5]), tensor([5]))
+    """
 
     expansion = 1  # channels out, for each of `c_out`
 
@@ -128,21 +193,23 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         self.norm2 = MaskedBatchNorm(c_out)
         self.stride = stride
-        change = stride != 1 or c_in != c_out
-        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if change else None
-        self.norm3 = MaskedBatchNorm(c_out) if change else None
+        reshapes = stride != 1 or c_in != c_out
+        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if reshapes else None
+        self.norm3 = MaskedBatchNorm(c_out) if reshapes else None
 
     def forward(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         frames = (frames + self.stride - 1) // self.stride
         y = self.conv1(x)
         mask = frame_mask(frames, y.shape[3])[:, None, None, :]
-        y = self.norm2(self.conv2(torch.relu(self.norm1(y, mask))), mask)
-        short = self.norm3(self.shortcut(x), mask) if self.shortcut is not None else x
-        return torch.relu(y + short), frames
+        y = torch.relu(self.norm1(y, mask))
+        y = self.norm2(self.conv2(y), mask)
+        if self.shortcut is not None:
+            x = self.norm3(self.shortcut(x), mask)
+        return torch.relu(y + x), frames
 
 # %% ../../nbs/4_models/05_cnn.ipynb #0aa0f61a
 class ResNet(nn.Module):
-    """ResNet backbone: features (B, F, D) to (B, ceil(F / 8), 256 ceil(D / 8)).
+    """ResNet backbone: features (B, F, D) to (B, ceil(F / 8), 256 ceil(D / 8)), times the block's `expansion`.
 
     Parameters
     ----------
@@ -152,24 +219,32 @@ class ResNet(nn.Module):
         Blocks in the four stages; (2, 2, 2, 2) is ResNet18, (3, 4, 6, 3) ResNet34.
     block : class
         Called with channels in, width and stride, like `ResBlock`.
+
+    Examples
+    --------
+    >>> ResNet(80)(torch.zeros(1, 300, 80), torch.tensor([300]))[0].shape
+    torch.Size([1, 38, 2560])
     """
 
-    def __init__(self, in_dim: int, depths=(2, 2, 2, 2), block: type[nn.Module] = ResBlock):
+    def __init__(self, in_dim: int, depths: Sequence[int] = (2, 2, 2, 2), block: type[nn.Module] = ResBlock):
         super().__init__()
-        self.dim = 256 * block.expansion * -(-in_dim // 8)
+        self.dim = 256 * block.expansion * math.ceil(in_dim / 8)
         self.stem = nn.Conv2d(1, 32, 3, padding=1, bias=False)
         self.norm = MaskedBatchNorm(32)
-        blocks, c_in = [], 32
+        blocks = []
+        c_in = 32
         for stage, depth in enumerate(depths):
+            width = 32 * 2**stage
             for i in range(depth):
-                blocks.append(block(c_in, 32 * 2**stage, stride=2 if stage and i == 0 else 1))
-                c_in = 32 * 2**stage * block.expansion
+                halves = stage > 0 and i == 0
+                blocks.append(block(c_in, width, stride=2 if halves else 1))
+                c_in = width * block.expansion
         self.blocks = nn.ModuleList(blocks)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x = feats.transpose(1, 2)[:, None]
-        x = torch.relu(self.norm(self.stem(x), frame_mask(frames, x.shape[3])[:, None, None, :]))
+        x = self.stem(feats.transpose(1, 2)[:, None])
+        x = torch.relu(self.norm(x, frame_mask(frames, x.shape[3])[:, None, None, :]))
         for block in self.blocks:
             x, frames = block(x, frames)
         return x.flatten(1, 2).transpose(1, 2), frames
@@ -180,13 +255,24 @@ _RESNET = arxiv("Deep residual learning for image recognition", "He 2016", "1512
 
 @register("resnet18", _RESNET)
 def resnet18(n_mels: int = 80, embed_dim: int = 256, dither: float = 0.0) -> Detector:
-    """ResNet18 on mean-normalised Fbank with statistics pooling (WeSpeaker, WeDefense; 4,105,440 before the head)."""
+    """ResNet18 on mean-normalised Fbank with statistics pooling (WeSpeaker; 4,105,440 parameters before the head).
+
+    Parameters
+    ----------
+    n_mels, embed_dim : int
+        Mel bands, size of the embedding.
+    dither : float
+        Of `Fbank`: noise that is added to the samples.
+    """
     front = Fbank(n_mels, mean_norm=True, dither=dither)
     return Detector(front, ResNet(n_mels), StatsPool(), embed_dim)
 
 
 @register("resnet34", _RESNET)
 def resnet34(n_mels: int = 80, embed_dim: int = 256, dither: float = 0.0) -> Detector:
-    """ResNet34, sixteen blocks where ResNet18 has eight (WeSpeaker); otherwise the same."""
+    """ResNet34, sixteen blocks where ResNet18 has eight (WeSpeaker; 6,634,336 parameters before the head).
+
+    Options as for `resnet18`.
+    """
     front = Fbank(n_mels, mean_norm=True, dither=dither)
     return Detector(front, ResNet(n_mels, (3, 4, 6, 3)), StatsPool(), embed_dim)

@@ -27,7 +27,7 @@ from ..task import BONAFIDE, SPOOF
 
 # %% ../../nbs/4_models/03_detector.ipynb #dc431fc5
 class Detector(nn.Module):
-    """Front end, backbone, pooling, embedding, head.
+    """Front end, backbone, pooling, embedding, head: waves (B, T) with lengths (B,) to logits (B, 2).
 
     Parameters
     ----------
@@ -49,6 +49,12 @@ class Detector(nn.Module):
         need a file beside it (the checkpoint of an upstream, say).
     log_prior_odds : torch.Tensor
         Set by training: the log-odds of bona fide that the loss saw.
+
+    Examples
+    --------
+    >>> model = Detector(Fbank(20), Identity(20), StatsPool(), embed_dim=8)
+    >>> model(torch.randn(2, 16000), torch.tensor([16000, 9000])).shape
+    torch.Size([2, 2])
     """
 
     def __init__(self, front: nn.Module, backbone: nn.Module, pool: nn.Module, embed_dim: int):
@@ -65,7 +71,7 @@ class Detector(nn.Module):
     def embed(
         self, wave: Tensor, lengths: Tensor, change: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> Tensor:
-        """(B, T) waves and (B,) lengths in samples to embeddings (B, E).
+        """Waves (B, T) and lengths (B,) in samples to embeddings (B, E).
 
         `change` (features, frames) is what training does to the features, such as covering some of them.
         """
@@ -75,13 +81,13 @@ class Detector(nn.Module):
         return self.embedding(self.pool(*self.backbone(feats, frames)))
 
     def forward(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T) waves and (B,) lengths in samples to logits (B, 2)."""
+        """Waves (B, T) and lengths (B,) in samples to logits (B, 2)."""
         return self.head(self.embed(wave, lengths))
 
     def loss(
         self, wave: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None = None, change=None
     ) -> Tensor:
-        """The head's loss on labels (B,), a scalar; `weights` (2,) are those of the classes, `change` as for `embed`."""
+        """The head's loss on labels (B,), a scalar; class weights (2,), `change` as for `embed`."""
         return self.head.loss(self.embed(wave, lengths, change), labels, weights)
 
     def score(self, logits: Tensor) -> Tensor:
@@ -92,18 +98,32 @@ class Detector(nn.Module):
 # %% ../../nbs/4_models/03_detector.ipynb #38a3e37d
 @dataclass(frozen=True)
 class Paper:
-    """Where a detector was proposed."""
+    """Where a detector was proposed.
+
+    Attributes
+    ----------
+    title : str
+    source : str
+        First author and year.
+    link : str
+    """
 
     title: str
-    source: str  # first author and year
+    source: str
     link: str
 
 
 def arxiv(title: str, source: str, number: str) -> Paper:
-    """A paper on arXiv, by its number."""
+    """A paper on arXiv, by its number.
+
+    Examples
+    --------
+    >>> arxiv("Deep residual learning for image recognition", "He 2016", "1512.03385").link
+    'https://arxiv.org/abs/1512.03385'
+    """
     return Paper(title, source, f"https://arxiv.org/abs/{number}")
 
-
+# %% ../../nbs/4_models/03_detector.ipynb #det4reg1
 class Detectors(Registry):
     """The registry of detectors, with the paper of each."""
 
@@ -114,7 +134,7 @@ class Detectors(Registry):
     def add(self, name: str, thing, owner: str = "", paper: Paper | None = None) -> None:
         """As `Registry.add`, with a paper."""
         super().add(name, thing, owner)
-        if paper:
+        if paper is not None:
             self._papers[name] = paper
 
     def register(self, name: str, paper: Paper | None = None) -> Callable:
@@ -127,7 +147,7 @@ class Detectors(Registry):
         return keep
 
     def paper(self, name: str) -> Paper:
-        """The paper of a detector; ValueError if nobody has written it down."""
+        """The paper of a detector; ValueError if nobody has written it down, or if there is no such detector."""
         self[name]  # an unknown name is told so
         if name not in self._papers:
             raise ValueError(f"detector {name!r} has no paper: register it with paper=Paper(title, source, link)")
@@ -137,11 +157,16 @@ class Detectors(Registry):
 DETECTORS = Detectors()
 register = DETECTORS.register
 
-
+# %% ../../nbs/4_models/03_detector.ipynb #det4opt1
 def options_of(name: str) -> dict[str, Any]:
-    """Options of a detector and their defaults, as `build` takes them.
+    """Options of a detector and their defaults, as `build` takes them; UnknownName for a name there is not.
 
     What is registered is a function, whose parameters are the options, or has a property `options`.
+
+    Examples
+    --------
+    >>> options_of("bands")
+    {'n_mels': 80, 'embed_dim': 32}
     """
     builder = DETECTORS[name]
     if hasattr(builder, "options"):
@@ -157,7 +182,7 @@ def build(name: str, **config) -> Detector:
     name : str
         One of `DETECTORS`.
     **config
-        Options of that detector (`options_of`); `head` and `head_options` replace the head of any (`models.losses`).
+        Options of that detector (`options_of`), and for all `head` and `head_options`: another of `losses.HEADS`.
 
     Raises
     ------
@@ -169,15 +194,17 @@ def build(name: str, **config) -> Detector:
     >>> build("bands", n_mels=40).config
     {'name': 'bands', 'n_mels': 40, 'embed_dim': 32}
     """
-    head = {k: config.pop(k) for k in ("head", "head_options") if k in config}
+    other_head = "head" in config or "head_options" in config
+    head = config.pop("head", "linear")
+    head_options = config.pop("head_options", None) or {}
     options = options_of(name)
     for option in config:
         if option not in options:
             raise unknown(f"option of {name}", option, [*options, "head", "head_options"])
     model = DETECTORS[name](**config)
     model.config = {"name": name} | options | config | model.portable
-    if head:
-        with_head(model, head.get("head", "linear"), **head.get("head_options") or {})
+    if other_head:
+        with_head(model, head, **head_options)
     return model
 
 # %% ../../nbs/4_models/03_detector.ipynb #f7af2c1b
@@ -190,12 +217,38 @@ _SPECTRA = Paper(
 
 @register("bands", _SPECTRA)
 def bands(n_mels: int = 80, embed_dim: int = 32) -> Detector:
-    """Statistics of log mel bands and a linear layer: no network at all, a baseline."""
+    """Statistics of log mel bands and a linear layer: no network at all, a baseline.
+
+    After the long-term spectral statistics of Muckenhirn et al. (2017), which used linear bands.
+
+    Examples
+    --------
+    >>> bands(n_mels=40).embedding
+    Linear(in_features=80, out_features=32, bias=True)
+    """
     return Detector(Fbank(n_mels), Identity(n_mels), StatsPool(), embed_dim)
 
 # %% ../../nbs/4_models/03_detector.ipynb #dd3e1c83
 def with_head(model: Detector, name: str, /, **options) -> Detector:
-    """Replace the head of a detector, in place, and note it in `config`, so that `load_model` restores it."""
+    """Replace the head of a detector, in place, and note it in `config`, so that `load_model` restores it.
+
+    Parameters
+    ----------
+    model : Detector
+        It is changed, and returned.
+    name : str
+        One of `losses.HEADS`; `options` are that head's.
+
+    Raises
+    ------
+    UnknownName
+        A ValueError for an unknown head or option.
+
+    Examples
+    --------
+    >>> with_head(build("bands"), "oc_softmax", centres=2).head.vectors.shape
+    torch.Size([2, 32])
+    """
     place = model.log_prior_odds.device
     model.head = make_head(name, model.head.dim, **options).to(place)
     if model.config:
@@ -204,26 +257,41 @@ def with_head(model: Detector, name: str, /, **options) -> Detector:
 
 
 def set_progress(model: Detector, progress: float) -> None:
-    """Tell the head which share of the training is done, in [0, 1]; margins follow it."""
+    """Tell the head which share of the training is done, in [0, 1], else ValueError; margins follow it."""
     if not 0 <= progress <= 1:
         raise ValueError(f"progress is a share between 0 and 1, got {progress}")
     model.head.progress = progress
 
 # %% ../../nbs/4_models/03_detector.ipynb #2c6bfe3e
 def save_model(model: Detector, folder) -> Path:
-    """Write `model.safetensors` and `config.yaml`; only detectors made by `build` can be saved."""
+    """Write `model.safetensors` and `config.yaml` into a folder, and return its path.
+
+    Raises
+    ------
+    ValueError
+        A detector that `build` did not make: nothing says how to make it again.
+    """
     if not model.config:
         raise ValueError("this detector was not made by build(), so there is no configuration to save")
     folder = Path(folder)
+    weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     with atomic(folder / "model.safetensors") as partial:
-        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, partial)
+        save_file(weights, partial)
     with atomic(folder / "config.yaml") as partial:
         partial.write_text(yaml.safe_dump(model.config, sort_keys=False))
     return folder
 
 
 def load_model(folder) -> Detector:
-    """Build the detector of a folder and load its weights, strictly; it comes in evaluation mode."""
+    """Build the detector of a folder and load its weights, strictly; it comes in evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder lacks one of the two files.
+    RuntimeError
+        The weights do not fit the configuration.
+    """
     folder = Path(folder)
     missing = [n for n in ("config.yaml", "model.safetensors") if not (folder / n).is_file()]
     if missing:

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'MeanPool', 'StatsPool', 'MaskedBatchNorm', 'EmbeddingNorm', 'time_shares', 'shared_stats',
-           'SelfWeightedPool', 'AttentivePool', 'make_pool', 'ConvReluNorm', 'masked_norm', 'Excitation', 'Identity']
+           'SelfWeightedPool', 'AttentivePool', 'make_pool', 'masked_norm', 'ConvReluNorm', 'Excitation', 'Identity']
 
 # %% ../../nbs/4_models/01_layers.ipynb #3157adc4
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +17,16 @@ from ..registry import Registry
 
 # %% ../../nbs/4_models/01_layers.ipynb #faac96fd
 class MeanPool(nn.Module):
-    """Mean over each recording's own frames: (B, F, D), (B,) to (B, D)."""
+    """Mean over each recording's own frames: features (B, F, D) with frames (B,) to (B, D).
+
+    Examples
+    --------
+    >>> MeanPool()(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
+    tensor([[2.]])
+    """
 
     def out_dim(self, dim: int) -> int:
-        """Size of the pooled vector."""
+        """Size of the pooled vector, for features of size `dim`."""
         return dim
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
@@ -27,9 +35,19 @@ class MeanPool(nn.Module):
 
 # %% ../../nbs/4_models/01_layers.ipynb #fb735437
 class StatsPool(nn.Module):
-    """Mean and standard deviation (finite for one frame) over time: (B, F, D), (B,) to (B, 2 D).
+    """Mean and standard deviation over each recording's own frames: (B, F, D) with (B,) to (B, 2 D).
 
-    The variance divides by the number of frames less `correction`, and by 1 at least.
+    Statistics pooling of the x-vector (Snyder et al., 2018), finite for a single frame.
+
+    Parameters
+    ----------
+    correction : int
+        The variance divides by the number of frames less `correction`, and by 1 at least.
+
+    Examples
+    --------
+    >>> StatsPool()(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
+    tensor([[2., 1.]])
     """
 
     def __init__(self, correction: int = 0):
@@ -37,30 +55,43 @@ class StatsPool(nn.Module):
         self.correction = correction
 
     def out_dim(self, dim: int) -> int:
-        """Size of the pooled vector."""
+        """Size of the pooled vector, for features of size `dim`."""
         return 2 * dim
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
         mask = frame_mask(frames, x.shape[1])[..., None]
         n = frames[:, None].to(x)
         mean = x.masked_fill(~mask, 0.0).sum(1) / n
-        spread = (x - mean[:, None]).masked_fill(~mask, 0.0).square().sum(1) / (n - self.correction).clamp(min=1)
-        return torch.cat([mean, (spread + 1e-7).sqrt()], -1)
+        squares = (x - mean[:, None]).masked_fill(~mask, 0.0).square().sum(1)
+        variance = squares / (n - self.correction).clamp(min=1)
+        return torch.cat([mean, (variance + 1e-7).sqrt()], -1)
 
 # %% ../../nbs/4_models/01_layers.ipynb #85461627
 class MaskedBatchNorm(nn.BatchNorm2d):
     """`BatchNorm2d` whose training statistics leave padding out; what lies outside the mask becomes zero.
 
-    `mask` is boolean and broadcasts to x (B, C, H, W), for example (B, 1, T, 1). A single value inside has no
-    variance; it is normalised with the running values.
+    Called with x (B, C, H, W) and a boolean mask that broadcasts to it with one channel, for example (B, 1, T, 1);
+    gives (B, C, H, W). A single value inside the mask has no variance; it is normalised with the running values.
+
+    Examples
+    --------
+    >>> mask = torch.tensor([True, True, False]).view(1, 1, 3, 1)
+    >>> MaskedBatchNorm(1)(torch.tensor([1.0, 3.0, 99.0]).view(1, 1, 3, 1), mask).flatten().round()
+    tensor([-1.,  1.,  0.], grad_fn=<RoundBackward0>)
     """
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if x.shape[-1] == 1:
             x = x.contiguous()  # torch 2.11: wrong gradients for a transposed view with one column
-        inside = mask.expand(x.shape[0], 1, *x.shape[2:]).flatten() if self.training else None
-        if inside is None or (bool(inside.all()) and len(inside) > 1):
+        if not self.training:
             return super().forward(x) * mask
+        inside = mask.expand(x.shape[0], 1, *x.shape[2:]).flatten()
+        if len(inside) > 1 and bool(inside.all()):
+            return super().forward(x) * mask
+        return self._forward_inside(x, inside)
+
+    def _forward_inside(self, x: Tensor, inside: Tensor) -> Tensor:
+        """The same for positions of which only those `inside` (B H W,) are real."""
         rows = x.movedim(1, -1).reshape(-1, x.shape[1])  # one row of C numbers a position
         at = inside.nonzero()[:, 0]
         real = self._normalised(rows.index_select(0, at))
@@ -86,7 +117,13 @@ class MaskedBatchNorm(nn.BatchNorm2d):
 
 # %% ../../nbs/4_models/01_layers.ipynb #374b23d3
 class EmbeddingNorm(nn.BatchNorm1d):
-    """`BatchNorm1d` over embeddings (B, E); a batch of one recording is normalised with the running values."""
+    """`BatchNorm1d` over embeddings (B, E); a batch of one recording is normalised with the running values.
+
+    Examples
+    --------
+    >>> EmbeddingNorm(2, affine=False)(torch.tensor([[1.0, 2.0]])).shape
+    torch.Size([1, 2])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 1 or not self.training:
@@ -97,19 +134,49 @@ class EmbeddingNorm(nn.BatchNorm1d):
 
 # %% ../../nbs/4_models/01_layers.ipynb #4019a93d
 def time_shares(scores: Tensor, frames: Tensor) -> Tensor:
-    """Softmax over each recording's own frames: (B, F, H), (B,) to (B, F, H), zero in the padding."""
-    return scores.masked_fill(~frame_mask(frames, scores.shape[1])[..., None], -torch.inf).softmax(1)
+    """Softmax over each recording's own frames: scores (B, F, H) with (B,) to (B, F, H), zero in the padding.
+
+    Examples
+    --------
+    >>> time_shares(torch.zeros(1, 3, 1), torch.tensor([2])).flatten()
+    tensor([0.5000, 0.5000, 0.0000])
+    """
+    mask = frame_mask(frames, scores.shape[1])[..., None]
+    return scores.masked_fill(~mask, -torch.inf).softmax(1)
 
 
 def shared_stats(x: Tensor, shares: Tensor) -> Tensor:
-    """Mean and deviation (finite for one frame) over time under shares that sum to one: (B, F, D) to (B, 2 D)."""
+    """Mean and standard deviation over time under shares (B, F, D or 1) that sum to one: (B, F, D) to (B, 2 D).
+
+    The deviation is finite, and has a finite slope, for one frame.
+
+    Examples
+    --------
+    >>> shared_stats(torch.tensor([[[0.0], [4.0]]]), torch.tensor([[[0.5], [0.5]]]))
+    tensor([[2., 2.]])
+    """
     mean = (shares * x).sum(1)
-    spread = (shares * (x - mean[:, None]).square()).sum(1)
-    return torch.cat([mean, spread.clamp(min=1e-7).sqrt()], -1)
+    variance = (shares * (x - mean[:, None]).square()).sum(1)
+    return torch.cat([mean, variance.clamp(min=1e-7).sqrt()], -1)
 
 # %% ../../nbs/4_models/01_layers.ipynb #a526e6ee
 class SelfWeightedPool(nn.Module):
-    """Shares from tanh of one linear score (AIR-ASVspoof, BAM): (B, F, D), (B,) to (B, D), or (B, 2 D) with deviation."""
+    """Mean with shares from the tanh of one linear score: (B, F, D) with (B,) to (B, D), or (B, 2 D).
+
+    The form of AIR-ASVspoof and BAM.
+
+    Parameters
+    ----------
+    dim : int
+        D, the features of a frame.
+    deviation : bool
+        Append the standard deviation under the same shares.
+
+    Examples
+    --------
+    >>> SelfWeightedPool(8, deviation=True)(torch.zeros(2, 5, 8), torch.tensor([5, 3])).shape
+    torch.Size([2, 16])
+    """
 
     def __init__(self, dim: int, deviation: bool = False):
         super().__init__()
@@ -117,19 +184,34 @@ class SelfWeightedPool(nn.Module):
         self.deviation = deviation
 
     def out_dim(self, dim: int) -> int:
-        """Size of the pooled vector."""
+        """Size of the pooled vector, for features of size `dim`."""
         return 2 * dim if self.deviation else dim
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
-        x = x * frame_mask(frames, x.shape[1])[..., None]
-        stats = shared_stats(x, time_shares(torch.tanh(self.score(x)), frames))
-        return stats[:, : self.out_dim(x.shape[2])]
+        x = x.masked_fill(~frame_mask(frames, x.shape[1])[..., None], 0.0)
+        shares = time_shares(torch.tanh(self.score(x)), frames)
+        stats = shared_stats(x, shares)
+        return stats if self.deviation else stats[:, : x.shape[2]]
 
 # %% ../../nbs/4_models/01_layers.ipynb #58a2d0ac
 class AttentivePool(nn.Module):
-    """Attentive statistics: (B, F, D), (B,) to (B, 2 D); `context`: scores see mean and deviation of the recording.
+    """Attentive statistics (Okabe et al., 2018): features (B, F, D) with frames (B,) to (B, 2 D).
 
-    `legacy` keeps the last bias: a softmax over time cancels it, so it never learns, but published weights have it.
+    Parameters
+    ----------
+    dim : int
+        D, the features of a frame.
+    bottleneck : int
+        Hidden units of the network that scores.
+    context : bool
+        It also sees mean and deviation of the recording (ECAPA-TDNN; Desplanques et al., 2020).
+    legacy : bool
+        Keep the last bias: a softmax over time cancels it, so it never learns, but published weights have it.
+
+    Examples
+    --------
+    >>> AttentivePool(8, context=True)(torch.zeros(2, 5, 8), torch.tensor([5, 3])).shape
+    torch.Size([2, 16])
     """
 
     def __init__(self, dim: int, bottleneck: int = 128, context: bool = False, legacy: bool = False):
@@ -139,14 +221,17 @@ class AttentivePool(nn.Module):
         self.context = context
 
     def out_dim(self, dim: int) -> int:
-        """Size of the pooled vector."""
+        """Size of the pooled vector, for features of size `dim`."""
         return 2 * dim
 
     def weights(self, x: Tensor, frames: Tensor) -> Tensor:
         """(B, F, D) weights that sum to 1 over a recording's own frames; `x` is zero after them."""
+        seen = x
         if self.context:
-            x = torch.cat([x, StatsPool()(x, frames)[:, None].expand(-1, x.shape[1], -1)], -1)
-        return time_shares(self.score(torch.tanh(self.hidden(x.transpose(1, 2)))).transpose(1, 2), frames)
+            stats = StatsPool()(x, frames)
+            seen = torch.cat([x, stats[:, None].expand(-1, x.shape[1], -1)], -1)
+        scores = self.score(torch.tanh(self.hidden(seen.transpose(1, 2))))
+        return time_shares(scores.transpose(1, 2), frames)
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
         x = x.masked_fill(~frame_mask(frames, x.shape[1])[..., None], 0.0)
@@ -162,16 +247,49 @@ POOLS.add("attentive_context", lambda dim: AttentivePool(dim, context=True))
 
 
 def make_pool(name: str, dim: int) -> nn.Module:
-    """A pooling layer for D features by its name in `POOLS`.
+    """A pooling layer for features of size `dim`, by its name in `POOLS`.
 
+    Raises
+    ------
+    UnknownName
+        A ValueError that lists the names there are.
+
+    Examples
+    --------
     >>> make_pool("stats", 64).out_dim(64)
     128
     """
     return POOLS[name](dim)
 
 # %% ../../nbs/4_models/01_layers.ipynb #2e1d10a0
+def masked_norm(norm: MaskedBatchNorm, x: Tensor, mask: Tensor) -> Tensor:
+    """Batch norm of x (B, C, F) over the frames in mask (B, 1, F): (B, C, F), zero outside the mask.
+
+    Examples
+    --------
+    >>> masked_norm(MaskedBatchNorm(4), torch.randn(2, 4, 9), torch.ones(2, 1, 9, dtype=torch.bool)).shape
+    torch.Size([2, 4, 9])
+    """
+    return norm(x[..., None], mask[..., None])[..., 0]
+
+
 class ConvReluNorm(nn.Module):
-    """Convolution over time, ReLU, batch norm: (B, C, F) with mask (B, 1, F) to (B, C', F), zero in the padding."""
+    """Convolution over time, ReLU, batch norm: x (B, C, F) with mask (B, 1, F) to (B, C', F), zero in the padding.
+
+    Parameters
+    ----------
+    c_in, c_out : int
+        C and C'.
+    kernel, dilation : int
+        Taps of the convolution, an odd number, and the frames from one to the next.
+    affine : bool
+        Whether the norm has a learned scale and shift.
+
+    Examples
+    --------
+    >>> ConvReluNorm(4, 6, kernel=3)(torch.randn(2, 4, 9), torch.ones(2, 1, 9, dtype=torch.bool)).shape
+    torch.Size([2, 6, 9])
+    """
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 1, dilation: int = 1, affine: bool = True):
         super().__init__()
@@ -181,27 +299,46 @@ class ConvReluNorm(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return masked_norm(self.norm, torch.relu(self.conv(x * mask)), mask)
 
-
-def masked_norm(norm: MaskedBatchNorm, x: Tensor, mask: Tensor) -> Tensor:
-    """Batch norm of (B, C, F) over the frames in mask (B, 1, F)."""
-    return norm(x[..., None], mask[..., None])[..., 0]
-
 # %% ../../nbs/4_models/01_layers.ipynb #a620790b
 class Excitation(nn.Module):
-    """Squeeze and excitation: every channel scaled by a number that the means of all channels over time decide."""
+    """Squeeze and excitation (Hu et al., 2018): x (B, C, F) with mask (B, 1, F) to (B, C, F).
 
-    def __init__(self, dim: int, hidden: int, layer=nn.Linear):
+    Every channel is scaled by a number between 0 and 1 that the means of all channels over time decide.
+
+    Parameters
+    ----------
+    dim, hidden : int
+        Channels C, and units between the two layers.
+    layer : callable
+        (inputs, outputs) to a linear layer, or to a convolution with one tap, as some published weights have it.
+
+    Examples
+    --------
+    >>> Excitation(4, 2)(torch.ones(1, 4, 3), torch.ones(1, 1, 3)).shape
+    torch.Size([1, 4, 3])
+    """
+
+    def __init__(self, dim: int, hidden: int, layer: Callable[[int, int], nn.Module] = nn.Linear):
         super().__init__()
         self.squeeze = layer(dim, hidden)
         self.excite = layer(hidden, dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        mean = ((x * mask).sum(2) / mask.sum(2)).view(*x.shape[:2], *self.squeeze.weight.shape[2:])
-        return x * torch.sigmoid(self.excite(torch.relu(self.squeeze(mean)))).view(*x.shape[:2], 1)
+        mean = (x * mask).sum(2) / mask.sum(2)
+        if isinstance(self.squeeze, nn.Conv1d):
+            mean = mean[..., None]
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(mean))))
+        return x * gate.view(*x.shape[:2], 1)
 
 # %% ../../nbs/4_models/01_layers.ipynb #4edbd8e7
 class Identity(nn.Module):
-    """A backbone that changes nothing: pooling sees the features themselves."""
+    """A backbone that changes nothing: features (B, F, `dim`) and frames (B,) to the same two.
+
+    Examples
+    --------
+    >>> Identity(80).dim
+    80
+    """
 
     def __init__(self, dim: int):
         super().__init__()

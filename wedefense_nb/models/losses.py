@@ -19,7 +19,19 @@ from ..task import BONAFIDE, SPOOF
 
 # %% ../../nbs/4_models/02_losses.ipynb #1bab4e67
 def weighted_mean(losses: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean of losses (B,) in which each counts with the weight of its class: weights (2,), labels (B,)."""
+    """Mean of losses (B,) in which each counts with the weight of its class: a scalar.
+
+    Parameters
+    ----------
+    losses, labels : Tensor, (B,)
+    weights : Tensor, (2,), optional
+        Of spoof and bona fide; without them all recordings count alike.
+
+    Examples
+    --------
+    >>> weighted_mean(torch.tensor([1.0, 6.0]), torch.tensor([SPOOF, BONAFIDE]), torch.tensor([1.0, 4.0]))
+    tensor(5.)
+    """
     if weights is None:
         return losses.mean()
     of_each = weights.to(losses)[labels]
@@ -67,7 +79,20 @@ class Head(nn.Module):
 # %% ../../nbs/4_models/02_losses.ipynb #39281c50
 @HEADS.register("softmax")
 class SoftmaxHead(Head):
-    """Cross-entropy on two linear logits, with dropout before them."""
+    """Cross-entropy on two linear logits: embeddings (B, E) to logits (B, 2).
+
+    Parameters
+    ----------
+    dim : int
+        E.
+    dropout : float
+        Share of the embedding that is dropped before the linear layer, in training.
+
+    Examples
+    --------
+    >>> SoftmaxHead(8)(torch.zeros(3, 8)).shape
+    torch.Size([3, 2])
+    """
 
     def __init__(self, dim: int, dropout: float = 0.0):
         super().__init__(dim)
@@ -78,13 +103,13 @@ class SoftmaxHead(Head):
         return self.out(self.drop(embedding))
 
     def losses(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """Negative log-probability of the label."""
+        """Negative log-probability of the label, (B,)."""
         return nn.functional.cross_entropy(self.logits(embedding), labels, reduction="none")
 
 
 @HEADS.register("linear")
 class LinearHead(SoftmaxHead):
-    """`SoftmaxHead` with a tanh before the linear layer: the head that a detector has if nobody asks for another."""
+    """`SoftmaxHead` with a tanh before the linear layer: a detector's head if nobody asks for another."""
 
     def forward(self, embedding: Tensor) -> Tensor:
         return self.out(torch.tanh(self.drop(embedding)))
@@ -92,7 +117,7 @@ class LinearHead(SoftmaxHead):
 
 @HEADS.register("norm")
 class NormHead(SoftmaxHead):
-    """`SoftmaxHead` after batch norm and ReLU, which WeDefense calls its softmax projection."""
+    """`SoftmaxHead` after batch norm and ReLU, which WeDefense calls its softmax projection; no dropout."""
 
     def __init__(self, dim: int):
         super().__init__(dim)
@@ -105,7 +130,15 @@ class NormHead(SoftmaxHead):
 def balanced_weights(n_spoof: float, n_bonafide: float) -> tuple[float, float]:
     """Class weights (spoof, bona fide) with which both classes count equally; their mean is 1.
 
-    An empty class is a ValueError.
+    Raises
+    ------
+    ValueError
+        A class without examples.
+
+    Examples
+    --------
+    >>> balanced_weights(900, 100)
+    (0.2, 1.8)
     """
     if not (n_spoof > 0 and n_bonafide > 0):
         raise ValueError(f"both classes need examples, got {n_spoof} spoof and {n_bonafide} bona fide")
@@ -115,7 +148,20 @@ def balanced_weights(n_spoof: float, n_bonafide: float) -> tuple[float, float]:
 # %% ../../nbs/4_models/02_losses.ipynb #cd6095e6
 @HEADS.register("focal")
 class FocalHead(SoftmaxHead):
-    """Focal loss (Lin et al., 2017): cross-entropy times (1 - p)^gamma, p the probability of the label."""
+    """Focal loss (Lin et al., 2017): cross-entropy times (1 - p)^gamma, p the probability of the label.
+
+    Parameters
+    ----------
+    dim : int
+        Size of the embeddings.
+    gamma : float
+        0 is cross-entropy; the larger, the less easy recordings count.
+
+    Raises
+    ------
+    ValueError
+        A negative `gamma`.
+    """
 
     log_odds = False
 
@@ -128,12 +174,21 @@ class FocalHead(SoftmaxHead):
     def losses(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """Focal loss of each recording (B,)."""
         z = self.logits(embedding)
-        margin = (z[:, BONAFIDE] - z[:, SPOOF]) * torch.where(labels == BONAFIDE, 1.0, -1.0).to(z)
+        difference = z[:, BONAFIDE] - z[:, SPOOF]
+        margin = torch.where(labels == BONAFIDE, difference, -difference)
         return torch.sigmoid(-margin).pow(self.gamma) * nn.functional.softplus(-margin)
 
 # %% ../../nbs/4_models/02_losses.ipynb #e2342bc8
 class CosineHead(Head):
-    """Cosines of embeddings of size `dim` with `rows` vectors: one for each class, or several centres."""
+    """Base of heads that look at directions only: cosines of embeddings with learned vectors.
+
+    Parameters
+    ----------
+    dim : int
+        Size E of the embeddings.
+    rows : int
+        Vectors: one for each class, or several centres of one class.
+    """
 
     def __init__(self, dim: int, rows: int = 2):
         super().__init__(dim)
@@ -148,7 +203,10 @@ class CosineHead(Head):
 # %% ../../nbs/4_models/02_losses.ipynb #e3bfcf70
 @HEADS.register("p2sgrad")
 class P2SGradHead(CosineHead):
-    """Mean squared error between cosines and the one-hot label (Wang and Yamagishi, 2021); no scale, no margin."""
+    """Mean squared error between cosines and the one-hot label (Zhang et al., 2019; Wang and Yamagishi, 2021).
+
+    No scale, no margin; the logits (B, 2) are the cosines.
+    """
 
     log_odds = False
 
@@ -167,28 +225,53 @@ class P2SGradHead(CosineHead):
 def ramp(progress: float, start: float, end: float, shape: str = "linear") -> float:
     """How far a value has come between two shares of the training: 0 up to `start`, 1 from `end` on.
 
-    `shape` is "linear", or "exp": 1 - 10^(-3 p), fast at first (WeSpeaker's margin scheduler).
+    Parameters
+    ----------
+    progress, start, end : float
+        Shares of the training in [0, 1].
+    shape : str
+        "linear", or "exp": 1 - 10^(-3 p), fast at first (WeSpeaker's margin scheduler).
+
+    Raises
+    ------
+    ValueError
+        Another shape, or not 0 <= start <= end <= 1.
+
+    Examples
+    --------
+    >>> ramp(0.5, 0.25, 0.75)
+    0.5
     """
     if shape not in ("linear", "exp") or not 0 <= start <= end <= 1:
         raise ValueError(f"need 0 <= start <= end <= 1 and 'linear' or 'exp', got {start}, {end}, {shape!r}")
-    if not start <= progress < end:
-        return float(progress >= end)
+    if progress >= end:
+        return 1.0
+    if progress < start:
+        return 0.0
     done = (progress - start) / (end - start)
     return done if shape == "linear" else 1 - 10 ** (-3 * done)
 
 # %% ../../nbs/4_models/02_losses.ipynb #88accdc7
 @HEADS.register("am")
 class MarginHead(CosineHead):
-    """Cross-entropy on scaled cosines, the true class's lowered by a margin while training; the base is AM-softmax.
+    """AM-softmax (Wang et al., 2018): cross-entropy on scaled cosines, the true class's lowered while training.
 
     Parameters
     ----------
+    dim : int
+        Size of the embeddings.
     margin : float
         What is subtracted: from the cosine (AM), or added to the angle in radians (AAM).
     scale : float
         Factor of the cosines: the largest logit there is.
     initial_margin, ramp_start, ramp_end, ramp_shape
         The margin starts at `initial_margin` and reaches `margin` between two shares of the training (`ramp`).
+
+    Examples
+    --------
+    >>> head = MarginHead(8, margin=0.2, ramp_end=1.0, ramp_shape="linear")
+    >>> head.margin_at(0.5)
+    0.1
     """
 
     def __init__(
@@ -213,17 +296,17 @@ class MarginHead(CosineHead):
         return self.initial_margin + (self.margin - self.initial_margin) * ramp(progress, *self.ramp)
 
     def bend(self, cosine: Tensor, margin: float) -> Tensor:
-        """Cosine of the true class with the margin."""
+        """Cosine of the true class as training sees it."""
         return cosine - margin
 
     def forward(self, embedding: Tensor) -> Tensor:
         return self.scale * self.cosines(embedding)
 
     def losses(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy; in evaluation mode without a margin."""
+        """Cross-entropy (B,); in evaluation mode without a margin."""
         z = self.logits(embedding)
-        true = labels[:, None]
         if self.training:
+            true = labels[:, None]
             bent = self.bend(z.gather(1, true) / self.scale, self.margin_at(self.progress))
             z = z.scatter(1, true, self.scale * bent)
         return nn.functional.cross_entropy(z, labels, reduction="none")
@@ -231,7 +314,7 @@ class MarginHead(CosineHead):
 # %% ../../nbs/4_models/02_losses.ipynb #0c5cb1a5
 @HEADS.register("aam")
 class AAMHead(MarginHead):
-    """AAM-softmax (ArcFace; Deng et al., 2019): the margin is added to the angle."""
+    """AAM-softmax (ArcFace; Deng et al., 2019): the margin is added to the angle; options as for `MarginHead`."""
 
     def bend(self, cosine: Tensor, margin: float) -> Tensor:
         """cos(angle + margin), continued as a straight line in the cosine where it would rise again."""
@@ -243,10 +326,21 @@ class AAMHead(MarginHead):
 # %% ../../nbs/4_models/02_losses.ipynb #62d551d7
 @HEADS.register("a_softmax")
 class ASoftmaxHead(CosineHead):
-    """A-softmax (SphereFace; Liu et al., 2017): the true class's angle is multiplied by `multiplier` while training.
+    """A-softmax (SphereFace; Liu et al., 2017): the true class's angle is multiplied while training.
 
-    `margin_at` is the share 1 / (1 + lambda) of the multiplied angle, lambda = max(floor, 1000 / (1 + 0.12 n)),
-    n = progress times `steps`.
+    Parameters
+    ----------
+    dim : int
+        Size of the embeddings.
+    multiplier : int
+        m, the factor of the angle.
+    floor, steps
+        lambda falls as max(floor, 1000 / (1 + 0.12 n)) with n = progress times `steps`.
+
+    Examples
+    --------
+    >>> ASoftmaxHead(8).margin_at(1.0) == 1 / (1 + 5)
+    True
     """
 
     def __init__(self, dim: int, multiplier: int = 4, floor: float = 5.0, steps: int = 10_000):
@@ -256,8 +350,9 @@ class ASoftmaxHead(CosineHead):
         self.steps = steps
 
     def margin_at(self, progress: float) -> float:
-        """Share of the multiplied angle at a share of the training in [0, 1]."""
-        return 1 / (1 + max(self.floor, 1000 / (1 + 0.12 * self.steps * progress)))
+        """Share 1 / (1 + lambda) of the multiplied angle, at a share of the training in [0, 1]."""
+        falling = 1000 / (1 + 0.12 * self.steps * progress)
+        return 1 / (1 + max(self.floor, falling))
 
     def bend(self, cosine: Tensor) -> Tensor:
         """(-1)^k cos(m angle) - 2k with k = floor(m angle / pi): falls from 1 to 1 - 2m."""
@@ -265,23 +360,22 @@ class ASoftmaxHead(CosineHead):
         multiple = cosine
         for _ in range(self.multiplier - 1):
             before, multiple = multiple, 2 * cosine * multiple - before
-        k = (
-            (self.multiplier * cosine.detach().clamp(-1, 1).acos() / math.pi)
-            .floor()
-            .clamp(max=self.multiplier - 1)
-        )
-        return (1 - 2 * (k % 2)) * multiple - 2 * k
+        angle = cosine.detach().clamp(-1, 1).acos()
+        k = (self.multiplier * angle / math.pi).floor().clamp(max=self.multiplier - 1)
+        sign = 1 - 2 * (k % 2)
+        return sign * multiple - 2 * k
 
     def forward(self, embedding: Tensor) -> Tensor:
         return embedding.norm(dim=1, keepdim=True) * self.cosines(embedding)
 
     def losses(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy; in evaluation mode without a margin."""
+        """Cross-entropy (B,); in evaluation mode without a margin."""
         cosine = self.cosines(embedding)
-        true = labels[:, None]
         if self.training:
-            c = cosine.gather(1, true)
-            cosine = cosine.scatter(1, true, c + (self.bend(c) - c) * self.margin_at(self.progress))
+            true = labels[:, None]
+            plain = cosine.gather(1, true)
+            bent = plain + (self.bend(plain) - plain) * self.margin_at(self.progress)
+            cosine = cosine.scatter(1, true, bent)
         z = embedding.norm(dim=1, keepdim=True) * cosine
         return nn.functional.cross_entropy(z, labels, reduction="none")
 
@@ -292,12 +386,19 @@ class OCSoftmaxHead(CosineHead):
 
     Parameters
     ----------
+    dim : int
+        Size of the embeddings.
     centres : int
         Directions of bona fide speech; several are joined by a softmax of sharpness 10 (as in SoftTriple).
     r_bonafide, r_spoof : float
         Similarity that bona fide should exceed, and spoof should stay below.
     alpha : float
         Sharpness of both borders.
+
+    Examples
+    --------
+    >>> OCSoftmaxHead(8, centres=3)(torch.ones(1, 8)).shape
+    torch.Size([1, 2])
     """
 
     log_odds = False
@@ -312,8 +413,9 @@ class OCSoftmaxHead(CosineHead):
 
     def similarity(self, embedding: Tensor) -> Tensor:
         """(B, E) to (B,), in [-1, 1]; higher = more bona fide."""
-        c = self.cosines(embedding)
-        return ((10 * c).softmax(1) * c).sum(1)
+        cosines = self.cosines(embedding)
+        shares = (10 * cosines).softmax(1)
+        return (shares * cosines).sum(1)
 
     def forward(self, embedding: Tensor) -> Tensor:
         s = self.similarity(embedding)
@@ -322,21 +424,31 @@ class OCSoftmaxHead(CosineHead):
     def losses(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """One loss a recording (B,)."""
         s = self.similarity(embedding)
-        short = torch.where(labels == BONAFIDE, self.r_bonafide - s, s - self.r_spoof)
-        return nn.functional.softplus(self.alpha * short)
+        missing = torch.where(labels == BONAFIDE, self.r_bonafide - s, s - self.r_spoof)
+        return nn.functional.softplus(self.alpha * missing)
 
 # %% ../../nbs/4_models/02_losses.ipynb #bddf9dbc
 @HEADS.register("wedefense_p2sgrad")
 class WedefenseP2SGrad(P2SGradHead):
-    """WeDefense's P2SGrad: of cosines c with one vector a class, logits (B, 2) are log((1 + c) / (1 - c))."""
+    """WeDefense's P2SGrad: the loss is that of `P2SGradHead`, the logits (B, 2) are log((1 + c) / (1 - c)).
+
+    c are the cosines with one vector a class; where c is 1 or -1 the logit is cut to a finite one.
+    """
 
     def forward(self, embedding: Tensor) -> Tensor:
         return torch.logit((self.cosines(embedding) + 1) / 2, eps=1e-5)
 
 # %% ../../nbs/4_models/02_losses.ipynb #0670dcf0
 def make_head(name: str, dim: int, /, **options) -> Head:
-    """A head by its name in `HEADS`, for embeddings of size `dim`; ValueError for a name or option there is not.
+    """A head by its name in `HEADS`, for embeddings of size `dim`.
 
+    Raises
+    ------
+    UnknownName
+        A ValueError for a name or an option that there is not.
+
+    Examples
+    --------
     >>> make_head("am", 16, margin=0.3).margin
     0.3
     """

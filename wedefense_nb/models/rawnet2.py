@@ -6,6 +6,8 @@
 __all__ = ['ChannelScale', 'WaveBlock', 'LastState', 'RawNet', 'rawnet2', 'rawnet2_2019']
 
 # %% ../../nbs/4_models/07_rawnet2.ipynb #30940a55
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -13,12 +15,20 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from ..data.batches import frame_mask
 from ..features.sinc import FixedLength, SincBank, sinc_edges
 from .detector import Detector, arxiv, register
-from .layers import MaskedBatchNorm
+from .layers import MaskedBatchNorm, masked_norm
 from .losses import SoftmaxHead
 
 # %% ../../nbs/4_models/07_rawnet2.ipynb #092a58ee
 class ChannelScale(nn.Module):
-    """Feature map scaling: s = sigmoid(W mean(x) + b), x s + s; (B, C, T), frames (B,) to (B, C, T)."""
+    """Feature map scaling, x s + s with s = sigmoid(W mean(x) + b): x (B, C, T), frames (B,) to (B, C, T).
+
+    Jung et al., "Improved RawNet with feature map scaling" (2020).
+
+    Examples
+    --------
+    >>> ChannelScale(8)(torch.randn(2, 8, 30), torch.tensor([30, 12])).shape
+    torch.Size([2, 8, 30])
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -31,10 +41,28 @@ class ChannelScale(nn.Module):
         return (x * share + share) * mask
 
 # %% ../../nbs/4_models/07_rawnet2.ipynb #5980abbf
-class WaveBlock(nn.Module):
-    """Residual block along time with channel scaling: (B, C, T), frames (B,) to (B, C', T // 3), frames.
+def _norm_leaky(norm: MaskedBatchNorm, x: Tensor, mask: Tensor) -> Tensor:
+    """Batch norm and leaky ReLU of x (B, C, T) inside mask (B, 1, T)."""
+    return nn.functional.leaky_relu(masked_norm(norm, x, mask), 0.3)
 
-    `first` has no norm and activation at its beginning; in `legacy` they exist and are not used.
+
+class WaveBlock(nn.Module):
+    """Residual block along time with channel scaling: x (B, C, T), frames (B,) to (B, C', T // 3), frames.
+
+    Parameters
+    ----------
+    c_in, c_out : int
+        C and C'.
+    first : bool
+        No norm and activation before the first convolution.
+    legacy : bool
+        As published for ASVspoof 2021: the first norm exists and is never used.
+
+    Examples
+    --------
+    >>> y, frames = WaveBlock(20, 128)(torch.randn(2, 20, 90), torch.tensor([90, 50]))
+    >>> y.shape, frames
+    (torch.Size([2, 128, 30]), tensor([30, 16]))
     """
 
     def __init__(self, c_in: int, c_out: int, first: bool = False, legacy: bool = False):
@@ -51,20 +79,33 @@ class WaveBlock(nn.Module):
 
     def forward(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         mask = frame_mask(frames, x.shape[2])[:, None]
-        y = x if self.norm1 is None or self.dead else _leaky(self.norm1, x, mask)
-        y = _leaky(self.norm2, self.conv1(y), mask)
-        x = self.conv2(y) + self.shortcut(x) + torch.where(mask, 0.0, torch.finfo(x.dtype).min / 2)
+        y = x
+        if self.norm1 is not None and not self.dead:
+            y = _norm_leaky(self.norm1, x, mask)
+        y = _norm_leaky(self.norm2, self.conv1(y), mask)
+        lowest = torch.where(mask, 0.0, torch.finfo(x.dtype).min / 2)  # padding never is the maximum
+        x = self.conv2(y) + self.shortcut(x) + lowest
         x = nn.functional.max_pool1d(x, 3, ceil_mode=x.shape[2] < 3)
         frames = (frames // 3).clamp(min=1)
-        return self.scale(x * frame_mask(frames, x.shape[2])[:, None], frames), frames
-
-
-def _leaky(norm: MaskedBatchNorm, x: Tensor, mask: Tensor) -> Tensor:
-    return nn.functional.leaky_relu(norm(x[..., None], mask[..., None])[..., 0], 0.3)
+        x = x * frame_mask(frames, x.shape[2])[:, None]
+        return self.scale(x, frames), frames
 
 # %% ../../nbs/4_models/07_rawnet2.ipynb #07c1f55f
 class LastState(nn.Module):
-    """A pooling layer: the state of a GRU after each recording's last step; (B, F, D), frames (B,) to (B, hidden)."""
+    """A pooling layer, the state of a GRU after each recording's last step: (B, F, D), frames (B,) to (B, hidden).
+
+    Parameters
+    ----------
+    dim : int
+        D.
+    hidden, layers : int
+        Size of the state; GRUs on top of each other, of which the last one answers.
+
+    Examples
+    --------
+    >>> LastState(128, hidden=256)(torch.randn(2, 29, 128), torch.tensor([29, 10])).shape
+    torch.Size([2, 256])
+    """
 
     def __init__(self, dim: int, hidden: int = 1024, layers: int = 3):
         super().__init__()
@@ -72,44 +113,62 @@ class LastState(nn.Module):
         self.hidden = hidden
 
     def out_dim(self, dim: int) -> int:
-        """Size of the pooled vector."""
+        """Size of the pooled vector, for features of size `dim`."""
         return self.hidden
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
         packed = pack_padded_sequence(x, frames.cpu(), batch_first=True, enforce_sorted=False)
-        return self.gru(packed)[1][-1]
+        _, states = self.gru(packed)  # of all layers, each after its last step
+        return states[-1]
 
 # %% ../../nbs/4_models/07_rawnet2.ipynb #80e46d11
 class RawNet(nn.Module):
-    """RawNet2's backbone: envelopes (B, F, D) to (B, F', channels[-1]); each block divides the frames by three."""
+    """RawNet2's backbone: envelopes (B, F, D) to (B, F', channels[-1]); each block divides the frames by three.
 
-    def __init__(self, in_dim: int, channels, legacy: bool = False):
+    Parameters
+    ----------
+    in_dim : int
+        D.
+    channels : sequence of int
+        Channels after each block.
+    legacy : bool
+        As for `WaveBlock`.
+
+    Examples
+    --------
+    >>> RawNet(20, (20, 128))(torch.randn(1, 90, 20), torch.tensor([90]))[0].shape
+    torch.Size([1, 10, 128])
+    """
+
+    def __init__(self, in_dim: int, channels: Sequence[int], legacy: bool = False):
         super().__init__()
         self.dim = channels[-1]
-        pairs = zip([in_dim, *channels[:-1]], channels, strict=True)
         self.norm = MaskedBatchNorm(in_dim)
-        self.blocks = nn.ModuleList([WaveBlock(a, b, i == 0, legacy) for i, (a, b) in enumerate(pairs)])
+        self.blocks = nn.ModuleList()
+        c_in = in_dim
+        for i, c_out in enumerate(channels):
+            self.blocks.append(WaveBlock(c_in, c_out, first=i == 0, legacy=legacy))
+            c_in = c_out
         self.last = MaskedBatchNorm(self.dim)
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x = self._selu(self.norm, feats.transpose(1, 2), frames)
-        frames = frames
+        x = feats.transpose(1, 2)
+        x = torch.selu(masked_norm(self.norm, x, frame_mask(frames, x.shape[2])[:, None]))
         for block in self.blocks:
             x, frames = block(x, frames)
-        return self._selu(self.last, x, frames).transpose(1, 2), frames
-
-    @staticmethod
-    def _selu(norm: MaskedBatchNorm, x: Tensor, frames: Tensor) -> Tensor:
-        mask = frame_mask(frames, x.shape[2])[:, None, :, None]
-        return torch.selu(norm(x[..., None], mask)[..., 0])
+        x = torch.selu(masked_norm(self.last, x, frame_mask(frames, x.shape[2])[:, None]))
+        return x.transpose(1, 2), frames
 
 # %% ../../nbs/4_models/07_rawnet2.ipynb #af9c77e7
-def _rawnet(edges: Tensor, size: int, channels, legacy: bool, samples: int | None, hidden: int) -> Detector:
+def _rawnet(
+    edges: Tensor, size: int, channels: Sequence[int], legacy: bool, samples: int | None, hidden: int
+) -> Detector:
+    """RawNet2 on sinc filters of `size` taps between edges (in Hz)."""
     front = SincBank(edges, size)
     backbone = RawNet(front.dim, channels, legacy)
-    model = Detector(
-        FixedLength(front, samples) if samples else front, backbone, LastState(backbone.dim, hidden), hidden
-    )
+    if samples:
+        front = FixedLength(front, samples)
+    model = Detector(front, backbone, LastState(backbone.dim, hidden), hidden)
     model.head = SoftmaxHead(hidden)
     return model
 
@@ -142,13 +201,19 @@ def rawnet2_2019(
     Parameters
     ----------
     legacy : bool
-        As published: two edges too many were made and the first ones used, so the top of the spectrum is not heard.
+        As published: two edges too many were made and the first ones used, so the top is not heard.
     samples, hidden
         As for `rawnet2`; published: 64000 samples.
     scale : str
         "mel", "inverse_mel" or "linear"; legacy knows mel and linear, its inverse mel was mel.
+
+    Raises
+    ------
+    ValueError
+        `legacy` with the scale "inverse_mel", or another scale.
     """
     if legacy and scale == "inverse_mel":
         raise ValueError("the published inverse-mel filters were mel filters with another sign: use scale='mel'")
     edges = sinc_edges(130, scale)[:129] if legacy else sinc_edges(128, scale)
-    return _rawnet(edges, 129, (128, 128, 512, 512, 512, 512), False, samples, hidden)
+    channels = (128, 128, 512, 512, 512, 512)
+    return _rawnet(edges, 129, channels, legacy=False, samples=samples, hidden=hidden)

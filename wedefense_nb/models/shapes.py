@@ -7,6 +7,7 @@ __all__ = ['needs_upstream', 'specimen', 'noise', 'shapes', 'stages', 'plot_shap
 
 # %% ../../nbs/4_models/04_shapes.ipynb #4517b5e8
 import math
+from collections.abc import Iterator
 
 import pandas as pd
 import torch
@@ -19,31 +20,75 @@ from .detector import Detector, build, options_of
 
 # %% ../../nbs/4_models/04_shapes.ipynb #shap0011
 def needs_upstream(name: str) -> bool:
-    """Does this detector read the states of a self-supervised network?"""
+    """Does this detector read the states of a self-supervised network? UnknownName for a name there is not.
+
+    Examples
+    --------
+    >>> needs_upstream("bands"), needs_upstream("ssl_mhfa")
+    (False, True)
+    """
     return "upstream" in options_of(name)
 
 
 def specimen(name: str, dim: int = 1024, states: int = 25, **options) -> Detector:
-    """A detector with its default options, in evaluation mode; back ends read stored states of that shape.
+    """A detector with its default options, in evaluation mode; back ends read stored features of a given shape.
 
-    With `upstream=...` among the options a back end stands on that network instead.
+    Parameters
+    ----------
+    name : str
+        One of `DETECTORS`.
+    dim, states : int
+        Numbers in a state, and states, of the self-supervised network whose features a back end shall read.
+    **options
+        Those of the detector. With `upstream=...` among them a back end stands on that network instead.
+
+    Raises
+    ------
+    UnknownName
+        A ValueError for a name or option that there is not.
+
+    Examples
+    --------
+    >>> specimen("ssl_mhfa", dim=768, states=13).front.dim
+    768
     """
     if needs_upstream(name) and "upstream" not in options:
-        stacked = options_of(name)["layers"] == "all"
-        options |= {"upstream": {"stored": {"dim": dim, "states": states if stacked else 0}}}
+        reads_all_layers = options_of(name)["layers"] == "all"
+        stored = {"dim": dim, "states": states if reads_all_layers else 0}
+        options["upstream"] = {"stored": stored}
     return build(name, **options).eval()
 
 # %% ../../nbs/4_models/04_shapes.ipynb #5315139b
 def noise(model: Detector, seconds: float, batch: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """What a detector hears, and lengths: noise (B, T) and samples, or 50 stored frames a second and their number."""
+    """What a detector hears, and lengths (B,): noise (B, T), or noise in place of stored features (B, F, ...).
+
+    Parameters
+    ----------
+    seconds : float
+        Of 16,000 samples, or of 50 stored frames.
+    batch, seed : int
+        Recordings B, all of that length, and the seed of the noise.
+
+    Examples
+    --------
+    >>> wave, lengths = noise(build("bands"), seconds=2.0)
+    >>> wave.shape, lengths
+    (torch.Size([1, 32000]), tensor([32000]))
+    """
+    stored = next((part for part in model.front.modules() if isinstance(part, Stored)), None)
+    if stored is None:
+        rate = SAMPLE_RATE
+        step = ()  # one number a sample
+    else:
+        rate = 50
+        step = (stored.states, stored.dim) if stored.stacked else (stored.dim,)
+    n = round(seconds * rate)
     g = torch.Generator().manual_seed(seed)
-    front = next((part for part in model.front.modules() if isinstance(part, Stored)), None)
-    n = round(seconds * (50 if front else SAMPLE_RATE))
-    shape = (front.states, front.dim) if front and front.stacked else (front.dim,) if front else ()
-    return 0.1 * torch.randn(batch, n, *shape, generator=g), torch.full((batch,), n)
+    return 0.1 * torch.randn(batch, n, *step, generator=g), torch.full((batch,), n)
 
 # %% ../../nbs/4_models/04_shapes.ipynb #8bc57c2f
-def _layers(module: nn.Module, prefix: str):
+def _layers(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """Names and layers directly inside a module; lists and sequences are looked through."""
     for name, child in module.named_children():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):
             yield from _layers(child, f"{prefix}.{name}")
@@ -53,20 +98,24 @@ def _layers(module: nn.Module, prefix: str):
 
 def _modules(model: Detector) -> dict[str, nn.Module]:
     """The five parts and the layers directly inside them."""
-    parts = dict(model.named_children())
-    return parts | {name: layer for part in parts for name, layer in _layers(parts[part], part)}
+    found = dict(model.named_children())
+    for name, part in model.named_children():
+        found.update(_layers(part, name))
+    return found
 
 
 def _tensor(out) -> Tensor:
     """The tensor of what a part returns (the first of several, the data of a packed sequence)."""
     while not isinstance(out, Tensor):
-        out = out.data[None] if isinstance(out, PackedSequence) else out[0]
+        if isinstance(out, PackedSequence):
+            return out.data[None]
+        out = out[0]
     return out
 
 # %% ../../nbs/4_models/04_shapes.ipynb #2457c5b0
 @torch.no_grad()
 def _outputs(model: Detector, seconds: float) -> dict[str, tuple[int, ...]]:
-    """Name and output shape of parts and layers, in the order in which they give it; the mode stays what it was."""
+    """Name and output shape of parts and layers, in the order of the outputs; the mode stays what it was."""
     heard = [x.to(model.log_prior_odds.device) for x in noise(model, seconds)]
     training = model.training
     found = {}
@@ -87,8 +136,16 @@ def _outputs(model: Detector, seconds: float) -> dict[str, tuple[int, ...]]:
     return {"input": tuple(heard[0].shape[1:])} | found
 
 # %% ../../nbs/4_models/04_shapes.ipynb #20d083ac
+def _steps(shape: tuple[int, ...], half: tuple[int, ...]) -> int:
+    """The axis that changes when the recording is half as long is time; 1: no axis is."""
+    for long, short in zip(shape, half, strict=True):
+        if long != short:
+            return long
+    return 1
+
+
 def shapes(model: Detector, seconds: float = 4.0, layers: bool = True) -> pd.DataFrame:
-    """One row for each part, and for each layer directly inside: what it gives for one recording, and its parameters.
+    """One row for each part and each layer directly inside: what it gives for one recording, its parameters.
 
     Parameters
     ----------
@@ -102,16 +159,25 @@ def shapes(model: Detector, seconds: float = 4.0, layers: bool = True) -> pd.Dat
     pandas.DataFrame
         `class`, `output` (its shape), `steps` in time (1: time is gone), `numbers` in each step, `parameters` (a
         part's include those of its layers).
+
+    Examples
+    --------
+    >>> shapes(build("bands"), layers=False).output.tolist()
+    ['64000', '398 × 80', '398 × 80', '160', '32', '2', '']
     """
     modules = _modules(model)
-    short = _outputs(model, seconds / 2)
+    half = _outputs(model, seconds / 2)
     rows = {}
     for name, shape in _outputs(model, seconds).items():
-        steps = next((b for a, b in zip(short[name], shape, strict=True) if a != b), 1)
-        count = sum(p.numel() for p in modules[name].parameters()) if name in modules else 0
-        kind = type(modules[name]).__name__ if name in modules else ""
-        if layers or "." not in name:
-            rows[name] = (kind, " × ".join(map(str, shape)), steps, math.prod(shape) // steps, count)
+        if "." in name and not layers:
+            continue
+        steps = _steps(shape, half[name])
+        kind = ""
+        count = 0
+        if name in modules:  # the input is none
+            kind = type(modules[name]).__name__
+            count = sum(p.numel() for p in modules[name].parameters())
+        rows[name] = (kind, " × ".join(map(str, shape)), steps, math.prod(shape) // steps, count)
     if not layers:
         rows["total"] = ("", "", "", "", sum(p.numel() for p in model.parameters()))
     columns = ["class", "output", "steps", "numbers", "parameters"]
@@ -119,20 +185,41 @@ def shapes(model: Detector, seconds: float = 4.0, layers: bool = True) -> pd.Dat
 
 # %% ../../nbs/4_models/04_shapes.ipynb #bb8e7208
 def stages(model: Detector, seconds: float = 4.0) -> list[tuple[str, int, int]]:
-    """(name, steps, numbers) from the input to the two logits; layers in a row that do not change the shape are one."""
+    """(name, steps, numbers) from the input to the two logits; layers that leave the shape as it is are left out.
+
+    Examples
+    --------
+    >>> stages(build("bands"), seconds=1.0)[-2:]
+    [('embedding', 1, 32), ('head', 1, 2)]
+    """
     table = shapes(model, seconds)
     found = []
-    shown = [n for n in table.index if "." not in n or n.startswith("backbone.")]
-    for name in shown:
-        steps, numbers = (int(x) for x in table.loc[name, ["steps", "numbers"]])
-        if found and found[-1][1:] == (steps, numbers) and name != "head":
+    for name in table.index:
+        if "." in name and not name.startswith("backbone."):
             continue
-        found.append((name.removeprefix("backbone."), steps, numbers))
+        steps = int(table.steps[name])
+        numbers = int(table.numbers[name])
+        unchanged = bool(found) and found[-1][1:] == (steps, numbers)
+        if not unchanged or name == "head":
+            found.append((name.removeprefix("backbone."), steps, numbers))
     return found
 
 # %% ../../nbs/4_models/04_shapes.ipynb #e6fe4fe0
 def plot_shape(model: Detector, seconds: float = 4.0, ax=None, labels: bool = True):
-    """The detector as boxes: width for steps in time, height for the numbers in each step, both logarithmic."""
+    """The detector as boxes: width for steps in time, height for the numbers in each step, both logarithmic.
+
+    Parameters
+    ----------
+    seconds : float
+        Length of the recording that is sent through.
+    ax : matplotlib.axes.Axes, optional
+    labels : bool
+        Write name and shape at each box.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
     import matplotlib.pyplot as plt
 
     ax = ax or plt.subplots(figsize=(10, 2.8))[1]
@@ -156,10 +243,24 @@ def plot_shape(model: Detector, seconds: float = 4.0, ax=None, labels: bool = Tr
 
 # %% ../../nbs/4_models/04_shapes.ipynb #d4a51c45
 def plot_shapes(models: dict[str, Detector], seconds: float = 4.0, columns: int = 3):
-    """Many detectors in small, each with its name; the boxes are those of `plot_shape`, to one scale each."""
+    """Many detectors in small, each with its name; the boxes are those of `plot_shape`.
+
+    Parameters
+    ----------
+    models : dict
+        Titles and detectors.
+    seconds : float
+        Length of the recording that is sent through.
+    columns : int
+        Drawings beside each other.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     import matplotlib.pyplot as plt
 
-    rows = -(-len(models) // columns)
+    rows = math.ceil(len(models) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 1.15 * rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")

@@ -8,6 +8,9 @@ __all__ = ['XVector', 'xvector', 'Res2Conv', 'SERes2Block', 'ECAPA', 'ecapa', 'R
            'cam_plus_plus']
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #df3e7d32
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -27,19 +30,30 @@ from wedefense_nb.models.layers import (
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #b27074b6
 class XVector(nn.Module):
-    """Five time-delay layers (Snyder et al., 2018): features (B, F, D) to (B, F, 1500)."""
+    """Five time-delay layers (Snyder et al., 2018): features (B, F, D), frames (B,) to (B, F, 1500), frames.
+
+    Parameters
+    ----------
+    in_dim, width : int
+        D, and the channels of the first four layers.
+
+    Examples
+    --------
+    >>> XVector(80)(torch.randn(1, 100, 80), torch.tensor([100]))[0].shape
+    torch.Size([1, 100, 1500])
+    """
 
     def __init__(self, in_dim: int, width: int = 512):
         super().__init__()
         self.dim = 1500
-        shapes = [
+        layers = [  # channels in, out, kernel, dilation
             (in_dim, width, 5, 1),
             (width, width, 3, 2),
             (width, width, 3, 3),
-            (width, width),
-            (width, 1500),
+            (width, width, 1, 1),
+            (width, self.dim, 1, 1),
         ]
-        self.layers = nn.ModuleList([ConvReluNorm(*shape, affine=False) for shape in shapes])
+        self.layers = nn.ModuleList([ConvReluNorm(*layer, affine=False) for layer in layers])
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         x = feats.transpose(1, 2)
@@ -58,7 +72,13 @@ _XVECTOR = Paper(
 
 @register("xvector", _XVECTOR)
 def xvector(n_mels: int = 80, embed_dim: int = 512, width: int = 512) -> Detector:
-    """x-vector network (Snyder et al., 2018; WeSpeaker's form, 4,610,524 parameters before the head)."""
+    """x-vector network (Snyder et al., 2018; WeSpeaker's form, 4,610,524 parameters before the head).
+
+    Parameters
+    ----------
+    n_mels, embed_dim, width : int
+        Mel bands, size of the embedding, channels of the first four layers.
+    """
     front = Fbank(n_mels, mean_norm=True)
     model = Detector(front, XVector(n_mels, width), StatsPool(), embed_dim)
     norm = EmbeddingNorm(embed_dim, affine=False)
@@ -67,7 +87,27 @@ def xvector(n_mels: int = 80, embed_dim: int = 512, width: int = 512) -> Detecto
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #151c07ce
 class Res2Conv(nn.Module):
-    """Channels in `scale` groups, each convolved with the former group's result added; the last passes: (B, C, T)."""
+    """Channels in groups, each convolved with the former group's result added: (B, C, T), mask to (B, C, T).
+
+    The last group passes unchanged (Gao et al., 2019).
+
+    Parameters
+    ----------
+    channels, dilation : int
+        C, and the dilation of the convolutions over 3 frames.
+    scale : int
+        Groups.
+
+    Raises
+    ------
+    ValueError
+        The channels cannot be cut into so many equal groups.
+
+    Examples
+    --------
+    >>> Res2Conv(64, dilation=2)(torch.randn(2, 64, 50), torch.ones(2, 1, 50, dtype=torch.bool)).shape
+    torch.Size([2, 64, 50])
+    """
 
     def __init__(self, channels: int, dilation: int, scale: int = 8):
         super().__init__()
@@ -81,12 +121,29 @@ class Res2Conv(nn.Module):
         *groups, last = x.chunk(self.scale, dim=1)
         done: list[Tensor] = []
         for conv, group in zip(self.convs, groups, strict=True):
-            done.append(conv(group + done[-1] if done else group, mask))
+            if done:
+                group = group + done[-1]
+            done.append(conv(group, mask))
         return torch.cat([*done, last], 1)
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #e7acb0f9
 class SERes2Block(nn.Module):
-    """1 × 1 layer, Res2 convolution, 1 × 1 layer, gate by the mean over time, shortcut: (B, C, T) to the same."""
+    """Block of ECAPA-TDNN: x (B, C, T) with mask (B, 1, T) to (B, C, T).
+
+    1 × 1 layer, Res2 convolution, 1 × 1 layer, gate by the mean over time, shortcut.
+
+    Parameters
+    ----------
+    channels, dilation : int
+        As for `Res2Conv`.
+    bottleneck : int
+        Between the two layers of the gate.
+
+    Examples
+    --------
+    >>> SERes2Block(64, dilation=2)(torch.randn(2, 64, 50), torch.ones(2, 1, 50, dtype=torch.bool)).shape
+    torch.Size([2, 64, 50])
+    """
 
     def __init__(self, channels: int, dilation: int, bottleneck: int = 128):
         super().__init__()
@@ -96,18 +153,32 @@ class SERes2Block(nn.Module):
         self.excitation = Excitation(channels, bottleneck)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return x + self.excitation(self.after(self.res2(self.before(x, mask), mask), mask), mask)
+        y = self.before(x, mask)
+        y = self.res2(y, mask)
+        y = self.after(y, mask)
+        return x + self.excitation(y, mask)
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #4cf52362
 class ECAPA(nn.Module):
-    """ECAPA-TDNN backbone (Desplanques et al., 2020): features (B, F, D) to (B, F, 1536)."""
+    """ECAPA-TDNN backbone (Desplanques et al., 2020): features (B, F, D), frames (B,) to (B, F, 1536), frames.
+
+    Parameters
+    ----------
+    in_dim, channels : int
+        D, and the channels of stem and blocks.
+
+    Examples
+    --------
+    >>> ECAPA(80, channels=64)(torch.randn(1, 100, 80), torch.tensor([100]))[0].shape
+    torch.Size([1, 100, 1536])
+    """
 
     def __init__(self, in_dim: int, channels: int = 512):
         super().__init__()
         self.dim = 1536
         self.stem = ConvReluNorm(in_dim, channels, 5)
         self.blocks = nn.ModuleList([SERes2Block(channels, dilation) for dilation in (2, 3, 4)])
-        self.join = nn.Conv1d(3 * channels, 1536, 1)
+        self.join = nn.Conv1d(3 * channels, self.dim, 1)
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         mask = frame_mask(frames, feats.shape[1])[:, None]
@@ -116,7 +187,8 @@ class ECAPA(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
             outputs.append(x)
-        return torch.relu(self.join(torch.cat(outputs, 1))).transpose(1, 2), frames
+        x = torch.relu(self.join(torch.cat(outputs, 1)))
+        return x.transpose(1, 2), frames
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #b7d190f2
 _ECAPA = arxiv(
@@ -128,18 +200,40 @@ _ECAPA = arxiv(
 
 @register("ecapa", _ECAPA)
 def ecapa(n_mels: int = 80, embed_dim: int = 192, channels: int = 512, context: bool = False) -> Detector:
-    """ECAPA-TDNN (Desplanques et al., 2020; WeSpeaker's c512, 5,797,504 parameters before the head)."""
+    """ECAPA-TDNN (Desplanques et al., 2020; WeSpeaker's c512, 5,797,504 parameters before the head).
+
+    Parameters
+    ----------
+    n_mels, embed_dim, channels : int
+        Mel bands, size of the embedding, channels of stem and blocks; published: 1024 channels.
+    context : bool
+        Pooling with global context, as published.
+    """
     backbone = ECAPA(n_mels, channels)
-    pool = AttentivePool(1536, context=context, legacy=True)
+    pool = AttentivePool(backbone.dim, context=context, legacy=True)
     model = Detector(Fbank(n_mels, mean_norm=True), backbone, pool, embed_dim)
     model.embedding = nn.Sequential(EmbeddingNorm(2 * backbone.dim), model.embedding)
     return model
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #5339b2f3
 class Res2Block(nn.Module):
-    """Res2Net block with two groups (Gao et al., 2019): (B, C, D, T) with frames (B,), as `cnn.ResBlock`."""
+    """Res2Net block with two groups (Gao et al., 2019): x (B, C, D, T), frames (B,) to the same two.
 
-    expansion = 2
+    Parameters
+    ----------
+    c_in, width : int
+        Channels in, and half of those out.
+    stride : int
+        2 halves both axes, rounded up.
+
+    Examples
+    --------
+    >>> y, frames = Res2Block(32, 32, stride=2)(torch.zeros(1, 32, 80, 9), torch.tensor([9]))
+    >>> y.shape, frames
+    (torch.Size([1, 64, 40, 5]), tensor([5]))
+    """
+
+    expansion = 2  # channels out, for each of `width`
 
     def __init__(self, c_in: int, width: int, stride: int = 1):
         super().__init__()
@@ -151,9 +245,9 @@ class Res2Block(nn.Module):
         self.conv3 = nn.Conv2d(width, c_out, 1, bias=False)
         self.norm3 = MaskedBatchNorm(c_out)
         self.stride = stride
-        change = stride != 1 or c_in != c_out
-        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if change else None
-        self.norm4 = MaskedBatchNorm(c_out) if change else None
+        reshapes = stride != 1 or c_in != c_out
+        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if reshapes else None
+        self.norm4 = MaskedBatchNorm(c_out) if reshapes else None
 
     def forward(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         frames = (frames + self.stride - 1) // self.stride
@@ -162,8 +256,9 @@ class Res2Block(nn.Module):
         first, second = self.norm1(y, mask).clamp(0, 20).chunk(2, dim=1)
         first = self.norm2(self.conv2(first), mask).clamp(0, 20)
         y = self.norm3(self.conv3(torch.cat([first, second], 1)), mask)
-        short = self.norm4(self.shortcut(x), mask) if self.shortcut is not None else x
-        return (y + short).clamp(0, 20), frames
+        if self.shortcut is not None:
+            x = self.norm4(self.shortcut(x), mask)
+        return (y + x).clamp(0, 20), frames
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #ab848432
 _RES2NET = arxiv("Res2Net: a new multi-scale backbone architecture", "Gao 2019", "1904.01169")
@@ -171,22 +266,49 @@ _RES2NET = arxiv("Res2Net: a new multi-scale backbone architecture", "Gao 2019",
 
 @register("res2net34", _RES2NET)
 def res2net34(n_mels: int = 80, embed_dim: int = 256) -> Detector:
-    """Res2Net34 (Gao et al., 2019; WeSpeaker's base form, 4,689,024 parameters before the head)."""
+    """Res2Net34 (Gao et al., 2019; WeSpeaker's base form, 4,689,024 parameters before the head).
+
+    Parameters
+    ----------
+    n_mels, embed_dim : int
+        Mel bands, size of the embedding.
+    """
     backbone = ResNet(n_mels, (3, 4, 6, 3), Res2Block)
     return Detector(Fbank(n_mels, mean_norm=True), backbone, StatsPool(), embed_dim)
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #e228c56e
 def segment_means(x: Tensor, mask: Tensor, size: int) -> Tensor:
-    """Means over segments of `size` frames, inside the mask: (B, C, F), (B, 1, F) to (B, C, ceil(F / size)).
+    """Means over segments of `size` frames, inside the mask (B, 1, F): (B, C, F) to (B, C, ceil(F / size)).
 
     A segment that lies wholly in the padding gets zero.
+
+    Examples
+    --------
+    >>> segment_means(torch.tensor([[[1.0, 3.0, 9.0, 70.0]]]), torch.tensor([[[True, True, True, False]]]), 2)
+    tensor([[[2., 9.]]])
     """
-    total, inside = (nn.functional.avg_pool1d(part, size, size, ceil_mode=True) for part in (x * mask, mask.to(x)))
+    total = nn.functional.avg_pool1d(x * mask, size, size, ceil_mode=True)
+    inside = nn.functional.avg_pool1d(mask.to(x), size, size, ceil_mode=True)
     return total / inside.clamp(min=1 / size)
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #3ecb6e7c
 class ContextMask(nn.Module):
-    """Gate from the means of the recording and of each segment (Wang et al., 2023): (B, C, F) to (B, C', F) in 0..1."""
+    """Context-aware mask of CAM++ (Wang et al., 2023): x (B, C, F), mask (B, 1, F) to a gate (B, C', F) in 0..1.
+
+    It depends on the means of the recording and of each segment.
+
+    Parameters
+    ----------
+    c_in, c_out : int
+        C and C'.
+    segment : int
+        Frames of a segment.
+
+    Examples
+    --------
+    >>> ContextMask(128, 32)(torch.randn(2, 128, 250), torch.ones(2, 1, 250, dtype=torch.bool)).shape
+    torch.Size([2, 32, 250])
+    """
 
     def __init__(self, c_in: int, c_out: int, segment: int = 100):
         super().__init__()
@@ -202,7 +324,19 @@ class ContextMask(nn.Module):
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #cbbb9541
 class DenseLayer(nn.Module):
-    """Squeeze to a bottleneck, convolve over time, times the context mask: (B, C, F) to (B, growth, F)."""
+    """Squeeze to a bottleneck, convolve over time, times the context mask: x (B, C, F), mask to (B, growth, F).
+
+    Parameters
+    ----------
+    c_in, growth, dilation : int
+        C, the channels that the layer adds, and the dilation of its convolution over 3 frames.
+
+    Examples
+    --------
+    >>> mask = torch.ones(2, 1, 50, dtype=torch.bool)
+    >>> DenseLayer(128, growth=32, dilation=1)(torch.randn(2, 128, 50), mask).shape
+    torch.Size([2, 32, 50])
+    """
 
     def __init__(self, c_in: int, growth: int, dilation: int):
         super().__init__()
@@ -220,7 +354,18 @@ class DenseLayer(nn.Module):
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #0eb18b1c
 class DenseBlock(nn.Module):
-    """Each layer reads the outputs of all former ones; in the end half as many channels: (B, C, F) to (B, dim, F)."""
+    """Each layer reads the outputs of all former ones; in the end half as many channels: (B, C, F) to (B, dim, F).
+
+    Parameters
+    ----------
+    c_in, depth, growth, dilation : int
+        C, the number of layers, and as for `DenseLayer`.
+
+    Examples
+    --------
+    >>> DenseBlock(128, depth=12, growth=32, dilation=1).dim
+    256
+    """
 
     def __init__(self, c_in: int, depth: int, growth: int, dilation: int):
         super().__init__()
@@ -237,7 +382,7 @@ class DenseBlock(nn.Module):
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #3ee3f29e
 class BandBlock(ResBlock):
-    """`ResBlock` that halves the bands and keeps the frames."""
+    """`ResBlock` of so many channels that halves the bands and keeps the frames."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, stride=(2, 1))
@@ -245,22 +390,36 @@ class BandBlock(ResBlock):
 
 
 class BandFront(nn.Module):
-    """Small ResNet before the time-delay layers: features (B, F, D) to (B, 32 ceil(D / 8), F)."""
+    """Small ResNet before the time-delay layers: features (B, F, D), frames (B,) to (B, 32 ceil(D / 8), F).
+
+    Parameters
+    ----------
+    in_dim, channels : int
+        D, and the channels of all its layers.
+
+    Examples
+    --------
+    >>> BandFront(80)(torch.randn(1, 100, 80), torch.tensor([100])).shape
+    torch.Size([1, 320, 100])
+    """
 
     def __init__(self, in_dim: int, channels: int = 32):
         super().__init__()
-        self.dim = channels * -(-in_dim // 8)
+        self.dim = channels * math.ceil(in_dim / 8)
         self.stem = nn.Conv2d(1, channels, 3, padding=1, bias=False)
         self.norm = MaskedBatchNorm(channels)
-        blocks = [b for _ in range(2) for b in (BandBlock(channels), ResBlock(channels, channels))]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList()
+        for _ in range(2):
+            self.blocks.append(BandBlock(channels))
+            self.blocks.append(ResBlock(channels, channels))
         self.last = nn.Conv2d(channels, channels, 3, (2, 1), padding=1, bias=False)
         self.last_norm = MaskedBatchNorm(channels)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, feats: Tensor, frames: Tensor) -> Tensor:
         mask = frame_mask(frames, feats.shape[1])[:, None, None, :]
-        x = torch.relu(self.norm(self.stem(feats.transpose(1, 2)[:, None]), mask))
+        x = self.stem(feats.transpose(1, 2)[:, None])
+        x = torch.relu(self.norm(x, mask))
         for block in self.blocks:
             x, _ = block(x, frames)
         return torch.relu(self.last_norm(self.last(x), mask)).flatten(1, 2)
@@ -275,9 +434,29 @@ def start_at_kaiming(part: nn.Module) -> None:
 
 # %% ../../nbs/4_models/10_speaker_models.ipynb #14806307
 class CAMPlusPlus(nn.Module):
-    """CAM++ backbone (Wang et al., 2023): features (B, F, D) to (B, ceil(F / 2), 512)."""
+    """CAM++ backbone (Wang et al., 2023): features (B, F, D), frames (B,) to (B, ceil(F / 2), 512), frames.
 
-    def __init__(self, in_dim: int, growth: int = 32, depths=(12, 24, 16), dilations=(1, 2, 2)):
+    Parameters
+    ----------
+    in_dim, growth : int
+        D, and the channels that each dense layer adds.
+    depths, dilations : sequence of int
+        Of the dense blocks.
+
+    Examples
+    --------
+    >>> y, frames = CAMPlusPlus(80)(torch.randn(1, 99, 80), torch.tensor([99]))
+    >>> y.shape, frames
+    (torch.Size([1, 50, 512]), tensor([50]))
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        growth: int = 32,
+        depths: Sequence[int] = (12, 24, 16),
+        dilations: Sequence[int] = (1, 2, 2),
+    ):
         super().__init__()
         self.front = BandFront(in_dim)
         self.dim = 4 * growth
@@ -285,8 +464,9 @@ class CAMPlusPlus(nn.Module):
         self.enter_norm = MaskedBatchNorm(self.dim)
         self.blocks = nn.ModuleList()
         for depth, dilation in zip(depths, dilations, strict=True):
-            self.blocks.append(DenseBlock(self.dim, depth, growth, dilation))
-            self.dim = self.blocks[-1].dim
+            block = DenseBlock(self.dim, depth, growth, dilation)
+            self.blocks.append(block)
+            self.dim = block.dim
         self.norm = MaskedBatchNorm(self.dim)
         self.apply(start_at_kaiming)
 
@@ -309,7 +489,13 @@ _CAM = arxiv(
 
 @register("cam_plus_plus", _CAM)
 def cam_plus_plus(n_mels: int = 80, embed_dim: int = 512, growth: int = 32) -> Detector:
-    """CAM++ (Wang et al., 2023; WeSpeaker's form, 7,176,224 parameters before the head)."""
+    """CAM++ (Wang et al., 2023; WeSpeaker's form, 7,176,224 parameters before the head).
+
+    Parameters
+    ----------
+    n_mels, embed_dim, growth : int
+        Mel bands, size of the embedding, channels that each dense layer adds.
+    """
     model = Detector(Fbank(n_mels, mean_norm=True), CAMPlusPlus(n_mels, growth), StatsPool(), embed_dim)
     linear = nn.Linear(model.embedding.in_features, embed_dim, bias=False)
     model.embedding = nn.Sequential(linear, EmbeddingNorm(embed_dim, affine=False)).apply(start_at_kaiming)

@@ -27,7 +27,13 @@ from .losses import Head, NormHead, SoftmaxHead
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #de05b909
 class Mixed(nn.Module):
-    """A layer-wise front end with a learned mean over its states: (B, F, D)."""
+    """A layer-wise front end with a learned mean over its states: its features (B, L, F, D) become (B, F, D).
+
+    Parameters
+    ----------
+    front : module
+        Gives (B, L, F, D); has `states` and `dim`.
+    """
 
     def __init__(self, front: nn.Module):
         super().__init__()
@@ -49,40 +55,65 @@ def ssl_front(
     Parameters
     ----------
     upstream : str, path or dict
-        A name of `UPSTREAMS`, a converted file, a Hugging Face folder, an `EncoderConfig` as dict (random weights), a
-        folder that `stored.extract` wrote, or ``{"stored": {"dim": D, "states": K}}`` (K 0: not layer-wise). The
-        other options are those of `Upstream`.
+        A name of `UPSTREAMS`, a converted file, a Hugging Face folder, an `EncoderConfig` as dict (random
+        weights), a folder that `stored.extract` wrote, or ``{"stored": {"dim": D, "states": K}}`` (K 0: not
+        layer-wise).
+    layers, frozen, top, normalize
+        Those of `Upstream`.
+
+    Raises
+    ------
+    ValueError
+        No upstream; or features on disk that shall learn, or come from other waves.
+
+    Examples
+    --------
+    >>> ssl_front({"stored": {"dim": 768, "states": 13}}, layers="all").stacked
+    True
     """
     if upstream is None:
         raise ValueError(
             "this detector needs upstream=...: a name of UPSTREAMS, a checkpoint, or a folder of features"
         )
-    if isinstance(upstream, dict) and "stored" in upstream:
-        front = Stored(**upstream["stored"])
-    elif not isinstance(upstream, dict) and (Path(upstream) / "features.yaml").is_file():
-        front = Stored.of(upstream)
+    if isinstance(upstream, dict):
+        stored = Stored(**upstream["stored"]) if "stored" in upstream else None
     else:
+        stored = Stored.of(upstream) if (Path(upstream) / "features.yaml").is_file() else None
+    if stored is None:
         return Upstream(upstream, layers, frozen, top, normalize=normalize)
     if not frozen or top or normalize is not None:
         remedy = "use frozen=True, top=0, no normalize, or the upstream itself"
         raise ValueError(f"features on disk are what they are: {remedy}")
-    return Mixed(front) if layers == "weighted" and front.stacked else front
+    return Mixed(stored) if layers == "weighted" and stored.stacked else stored
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #25f51331
-def portable(front: nn.Module) -> dict:
-    """What to call `ssl_front` with so that the same front end, its weights aside, is built without any other file."""
-    front = front.front if isinstance(front, Mixed) else front
+def portable(front: nn.Module) -> dict[str, Any]:
+    """What to call `ssl_front` with to build the same front end, its weights aside, without any other file.
+
+    Examples
+    --------
+    >>> portable(ssl_front({"stored": {"dim": 768, "states": 13}}, layers="weighted"))
+    {'stored': {'dim': 768, 'states': 13}}
+    """
+    if isinstance(front, Mixed):
+        front = front.front
     if isinstance(front, Stored):
         return {"stored": {"dim": front.dim, "states": front.states}}
     return json.loads(json.dumps(asdict(front.config)))  # lists for tuples, as YAML gives them back
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #628121f4
+def _defaults(function: Callable) -> dict[str, Any]:
+    """Names and defaults of a function's parameters."""
+    return {p.name: p.default for p in inspect.signature(function).parameters.values()}
+
+
 class SSLDetector:
     """A back end as an entry of `DETECTORS`: its options are those of `ssl_front` and its own.
 
     Parameters
     ----------
     name : str
+        Under which it is registered.
     function : callable
         (front, **own options) to `Detector`.
     stacked : bool
@@ -97,27 +128,40 @@ class SSLDetector:
     @property
     def options(self) -> dict[str, Any]:
         """Names and defaults of all options."""
-        front = {p.name: p.default for p in inspect.signature(ssl_front).parameters.values()}
-        own = {
-            p.name: p.default for p in inspect.signature(self.function).parameters.values() if p.name != "front"
-        }
-        return front | {"upstream": None, "layers": "all" if self.stacked else "last"} | own
+        of_front = _defaults(ssl_front) | {"upstream": None, "layers": "all" if self.stacked else "last"}
+        own = {name: value for name, value in _defaults(self.function).items() if name != "front"}
+        return of_front | own
 
     def __call__(self, **options) -> Detector:
         options = self.options | options
-        front = ssl_front(**{k: options.pop(k) for k in inspect.signature(ssl_front).parameters})
+        front = ssl_front(**{name: options.pop(name) for name in _defaults(ssl_front)})
         if front.stacked != self.stacked:
-            shapes = f"(B, F, {front.dim})", f"(B, {getattr(front, 'states', 0) or 'L'}, F, {front.dim})"
-            wants, gives = shapes if not self.stacked else shapes[::-1]
-            remedy = "use layers='all'" if self.stacked else "use layers='last', 'weighted' or a number"
-            raise ValueError(f"{self.name} reads features {wants}, this front end gives {gives}: {remedy}")
+            raise ValueError(self._misfit(front))
         model = self.function(front, **options)
         model.portable = {"upstream": portable(front)}
         return model
 
+    def _misfit(self, front: nn.Module) -> str:
+        """The message for a front end of the other kind."""
+        flat = f"(B, F, {front.dim})"
+        stacked = f"(B, {getattr(front, 'states', 0) or 'L'}, F, {front.dim})"
+        if self.stacked:
+            return f"{self.name} reads features {stacked}, this front end gives {flat}: use layers='all'"
+        remedy = "use layers='last', 'weighted' or a number"
+        return f"{self.name} reads features {flat}, this front end gives {stacked}: {remedy}"
+
 
 def register_ssl(name: str, paper: Paper | None = None, stacked: bool = False) -> Callable:
-    """Decorator: make `function(front, **own options)` a detector, as `SSLDetector` says."""
+    """Decorator: make `function(front, **own options)` a detector, as `SSLDetector` says.
+
+    Parameters
+    ----------
+    name : str
+        Under which `DETECTORS` knows it.
+    paper : Paper, optional
+    stacked : bool
+        The back end reads all layers.
+    """
 
     def add(function: Callable[..., Detector]) -> Callable[..., Detector]:
         DETECTORS.add(name, SSLDetector(name, function, stacked), function.__module__, paper)
@@ -126,9 +170,11 @@ def register_ssl(name: str, paper: Paper | None = None, stacked: bool = False) -
     return add
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #8fafa8b2
-def assemble(front, backbone, pool, embedding: nn.Module | None, head: Head) -> Detector:
+def assemble(
+    front: nn.Module, backbone: nn.Module, pool: nn.Module, embedding: nn.Module | None, head: Head
+) -> Detector:
     """A detector of these parts; without an embedding layer what is pooled is the embedding."""
-    model = Detector(front, backbone, pool, 1)
+    model = Detector(front, backbone, pool, embed_dim=1)  # its embedding and head are replaced
     model.embedding = embedding or nn.Identity()
     model.head = head
     return model
@@ -138,14 +184,41 @@ _POST_TRAINING = arxiv("Post-training for deepfake speech detection", "Ge 2025",
 
 
 @register_ssl("ssl_linear", _POST_TRAINING)
-def ssl_linear(front, pool: str = "mean", dropout: float = 0.0) -> Detector:
-    """Pooling (a key of `POOLS`) and one linear layer: the two-stage wav2vec 2.0 recipe, AntiDeepfake."""
+def ssl_linear(front: nn.Module, pool: str = "mean", dropout: float = 0.0) -> Detector:
+    """Pooling and one linear layer: the two-stage wav2vec 2.0 recipe, AntiDeepfake (Ge et al., 2025).
+
+    Parameters
+    ----------
+    front : module
+        Gives (B, F, D).
+    pool : str
+        A name in `POOLS`.
+    dropout : float
+        Before the linear layer.
+    """
     pooling = make_pool(pool, front.dim)
     return assemble(front, Identity(front.dim), pooling, None, SoftmaxHead(pooling.out_dim(front.dim), dropout))
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #d7bd3aac
 class MHFAPool(nn.Module):
-    """Multi-head factorised attention (Peng et al., 2022): (B, L, F, D), (B,) to (B, heads · compress)."""
+    """Multi-head factorised attention (Peng et al., 2022): (B, L, F, D) with frames (B,) to (B, heads · compress).
+
+    Parameters
+    ----------
+    dim, states : int
+        D and L.
+    heads : int
+        Each has its own shares over time.
+    compress : int
+        Size of keys and values.
+    legacy : bool
+        Keep the two biases that cannot learn, as published weights have them.
+
+    Examples
+    --------
+    >>> MHFAPool(32, states=3, heads=4, compress=8)(torch.randn(2, 3, 49, 32), torch.tensor([49, 20])).shape
+    torch.Size([2, 32])
+    """
 
     def __init__(self, dim: int, states: int, heads: int = 32, compress: int = 128, legacy: bool = False):
         super().__init__()
@@ -157,7 +230,7 @@ class MHFAPool(nn.Module):
         self.legacy = legacy
 
     def out_dim(self, dim: int) -> int:
-        """Size of the pooled vector."""
+        """Size of the pooled vector, whatever the size of the features."""
         return self.score.out_features * self.value.out_features
 
     def attend(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +251,15 @@ class MHFAPool(nn.Module):
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #0ac6fc21
 class WedefenseFront(nn.Module):
-    """A front end with WeDefense's habits: ceil(n / 320) frames, the mean over time (layer-wise: features) removed."""
+    """A front end with WeDefense's habits: ceil(n / 320) frames, the last repeated, and a mean subtracted.
+
+    The mean over time; of layer-wise features (B, L, F, D), by a slip, over the features of each frame.
+
+    Parameters
+    ----------
+    front : module
+        Gives (B, F, D) or (B, L, F, D); has `dim` and `stacked`.
+    """
 
     def __init__(self, front: nn.Module):
         super().__init__()
@@ -188,12 +269,21 @@ class WedefenseFront(nn.Module):
 
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         feats, frames = self.front(wave, lengths)
-        if wave.ndim == 2:  # a waveform, not features from disk, which have the frames they have
+        from_waves = wave.ndim == 2  # features from disk have the frames they have
+        if from_waves:
             wanted = (lengths + 319) // 320
-            index = torch.arange(int(wanted.max()), device=wave.device).minimum(frames[:, None] - 1)
-            feats = feats.take_along_dim(index.view(len(feats), *[1] * self.stacked, -1, 1), -2)
+            feats = self._repeat_last(feats, frames, int(wanted.max()))
             frames = wanted
-        return (legacy_cmvn if self.stacked else cmvn)(feats, frames), frames
+        if self.stacked:
+            return legacy_cmvn(feats, frames), frames
+        return cmvn(feats, frames), frames
+
+    def _repeat_last(self, feats: Tensor, frames: Tensor, total: int) -> Tensor:
+        """Features with `total` frames, where those after a recording's last are copies of it."""
+        index = torch.arange(total, device=feats.device).minimum(frames[:, None] - 1)[..., None]
+        if self.stacked:
+            index = index[:, None]
+        return feats.take_along_dim(index, -2)
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #6f5cf53b
 _MHFA = arxiv(
@@ -204,33 +294,68 @@ _MHFA = arxiv(
 
 
 @register_ssl("ssl_mhfa", _MHFA, stacked=True)
-def ssl_mhfa(front, heads: int = 32, compress: int = 128, embed_dim: int = 256, legacy: bool = False) -> Detector:
-    """Multi-head factorised attention (Peng et al., 2022; legacy: WeDefense's v15, 1,315,410 before its head)."""
+def ssl_mhfa(
+    front: nn.Module, heads: int = 32, compress: int = 128, embed_dim: int = 256, legacy: bool = False
+) -> Detector:
+    """Multi-head factorised attention (Peng et al., 2022).
+
+    Parameters
+    ----------
+    front : module
+        Gives (B, L, F, D).
+    heads, compress
+        As for `MHFAPool`.
+    embed_dim : int
+        Size of the embedding.
+    legacy : bool
+        WeDefense's v15, 1,315,410 parameters before its head on 25 states of 1024.
+    """
     pool = MHFAPool(front.dim, front.states, heads, compress, legacy)
-    embedding = nn.Linear(pool.out_dim(front.dim), embed_dim, bias=legacy)  # the norm of the head cancels it
-    front = WedefenseFront(front) if legacy else front
+    embedding = nn.Linear(pool.out_dim(front.dim), embed_dim, bias=legacy)  # the norm of the head cancels a bias
+    if legacy:
+        front = WedefenseFront(front)
     return assemble(front, Identity(front.dim), pool, embedding, NormHead(embed_dim))
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #4f86cbec
 def window_max(x: Tensor, frames: Tensor, rows: int) -> Tensor:
     """Maximum in `rows` windows that cover each recording's frames: (B, F, D), (B,) to (B, rows, D).
 
-    Window i is [floor(i n / rows), ceil((i + 1) n / rows)), as in adaptive pooling; with fewer frames they overlap.
+    Window i is [floor(i n / rows), ceil((i + 1) n / rows)), as in adaptive pooling; windows may overlap.
+
+    Examples
+    --------
+    >>> window_max(torch.tensor([[[1.0], [5.0], [2.0], [9.0]]]), torch.tensor([3]), rows=2).flatten()
+    tensor([5., 5.])
     """
     i = torch.arange(rows, device=x.device)
     row = torch.arange(len(x), device=x.device)[:, None]
-    start = i * frames[:, None] // rows
-    end = -(-(i + 1) * frames[:, None] // rows)
+    n = frames[:, None]
+    start = i * n // rows
+    last = ((i + 1) * n + rows - 1) // rows - 1
     best = x[row, start]
     for step in range(1, x.shape[1] // rows + 2):
-        best = torch.maximum(best, x[row, (start + step).minimum(end - 1)])
+        best = torch.maximum(best, x[row, (start + step).minimum(last)])
     return best
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #acb659c1
 class SLSPool(nn.Module):
-    """Sensitive layer selection (Zhang et al., 2024): (B, L, F, D), (B,) to (B, rows · (D // 3)).
+    """Sensitive layer selection (Zhang et al., 2024): (B, L, F, D) with frames (B,) to (B, rows · (D // 3)).
 
-    `legacy` takes 3 rows to 3 rows + 2 frames only, in windows of exactly 3; `average` divides the sum over layers.
+    Parameters
+    ----------
+    dim : int
+        D.
+    rows : int
+        Windows in time.
+    average : bool
+        Divide the sum over layers by their number.
+    legacy : bool
+        Take 3 rows to 3 rows + 2 frames only, in windows of exactly 3, else ValueError: the published layer.
+
+    Examples
+    --------
+    >>> SLSPool(32, rows=10)(torch.randn(2, 3, 49, 32), torch.tensor([49, 20])).shape
+    torch.Size([2, 100])
     """
 
     def __init__(self, dim: int, rows: int = 50, average: bool = False, legacy: bool = False):
@@ -242,27 +367,37 @@ class SLSPool(nn.Module):
         self.legacy = legacy
 
     def out_dim(self, dim: int) -> int:
-        """Size of the pooled vector."""
+        """Size of the pooled vector, for features of size `dim`."""
         return self.rows * (dim // 3)
 
     def layer_weights(self, x: Tensor, frames: Tensor) -> Tensor:
         """The weight of each layer in each recording, (B, L), between 0 and 1."""
         mask = frame_mask(frames, x.shape[2])[:, None, :, None]
-        return torch.sigmoid(self.weigh((x * mask).sum(2) / frames[:, None, None].to(x)))[..., 0]
+        mean = (x * mask).sum(2) / frames[:, None, None].to(x)
+        return torch.sigmoid(self.weigh(mean))[..., 0]
 
     def frame_vectors(self, x: Tensor, frames: Tensor) -> Tensor:
         """One vector a frame (B, F, D): the weighted sum of the layers, normalised."""
-        weights = self.layer_weights(x, frames) / (x.shape[1] if self.average else 1)
-        fused = torch.einsum("bl,blfd->bfd", weights, x)
-        return torch.selu(self.norm(fused[:, None], frame_mask(frames, x.shape[2])[:, None, :, None]))[:, 0]
+        weights = self.layer_weights(x, frames)
+        if self.average:
+            weights = weights / x.shape[1]
+        fused = torch.einsum("bl,blfd->bfd", weights, x)[:, None]
+        mask = frame_mask(frames, x.shape[2])[:, None, :, None]
+        return torch.selu(self.norm(fused, mask))[:, 0]
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
-        if self.legacy and bool(((frames < 3 * self.rows) | (frames > 3 * self.rows + 2)).any()):
-            raise ValueError(
-                f"the published SLS takes {3 * self.rows} to {3 * self.rows + 2} frames, not {frames.tolist()}"
-            )
-        seen = frames.clamp(max=3 * self.rows) if self.legacy else frames
-        return window_max(nn.functional.max_pool1d(self.frame_vectors(x, frames), 3), seen, self.rows).flatten(1)
+        if self.legacy:
+            self._check(frames)
+        vectors = nn.functional.max_pool1d(self.frame_vectors(x, frames), 3)
+        if self.legacy:
+            frames = frames.clamp(max=3 * self.rows)
+        return window_max(vectors, frames, self.rows).flatten(1)
+
+    def _check(self, frames: Tensor) -> None:
+        fewest = 3 * self.rows
+        most = fewest + 2
+        if bool(((frames < fewest) | (frames > most)).any()):
+            raise ValueError(f"the published SLS takes {fewest} to {most} frames, not {frames.tolist()}")
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #39d8a5da
 _SLS = Paper(
@@ -273,9 +408,24 @@ _SLS = Paper(
 
 
 @register_ssl("ssl_sls", _SLS, stacked=True)
-def ssl_sls(front, rows: int = 50, embed_dim: int = 256, average: bool = False, legacy: bool = False) -> Detector:
-    """Sensitive layer selection (Zhang et al., 2024; legacy: WeDefense's v14, 4,366,083 before its head)."""
+def ssl_sls(
+    front: nn.Module, rows: int = 50, embed_dim: int = 256, average: bool = False, legacy: bool = False
+) -> Detector:
+    """Sensitive layer selection (Zhang et al., 2024).
+
+    Parameters
+    ----------
+    front : module
+        Gives (B, L, F, D).
+    rows, average
+        As for `SLSPool`.
+    embed_dim : int
+        Size of the embedding.
+    legacy : bool
+        WeDefense's v14, 4,366,083 parameters before its head on features of 1024; 150 to 152 frames only.
+    """
     pool = SLSPool(front.dim, rows, average, legacy)
     embedding = nn.Sequential(nn.Linear(pool.out_dim(front.dim), embed_dim), nn.SELU())
-    head = (NormHead if legacy else SoftmaxHead)(embed_dim)
-    return assemble(WedefenseFront(front) if legacy else front, Identity(front.dim), pool, embedding, head)
+    if legacy:
+        return assemble(WedefenseFront(front), Identity(front.dim), pool, embedding, NormHead(embed_dim))
+    return assemble(front, Identity(front.dim), pool, embedding, SoftmaxHead(embed_dim))

@@ -30,37 +30,79 @@ from .ssl_backends import WedefenseFront, assemble, register_ssl
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #367ba3aa
 class Res1D(nn.Module):
-    """Residual block at full width and a projection (Liu et al., 2024): (B, F, D) to (B, F, 128)."""
+    """Residual block at full width and a projection (Liu et al., 2024): features (B, F, D), frames to (B, F, 128).
+
+    Parameters
+    ----------
+    dim, out_dim : int
+        D, and the size after the projection.
+
+    Examples
+    --------
+    >>> Res1D(64)(torch.randn(1, 50, 64), torch.tensor([50]))[0].shape
+    torch.Size([1, 50, 128])
+    """
 
     def __init__(self, dim: int, out_dim: int = 128):
         super().__init__()
-        self.convs = nn.ModuleList([ConvReluNorm(dim, dim, k) for k in (1, 3, 1)])
+        self.convs = nn.ModuleList([ConvReluNorm(dim, dim, kernel) for kernel in (1, 3, 1)])
         self.excitation = Excitation(dim, 128)
         self.project = nn.Conv1d(dim, out_dim, 1)
         self.dim = out_dim
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         mask = frame_mask(frames, feats.shape[1])[:, None]
-        x = y = feats.transpose(1, 2) * mask
+        x = feats.transpose(1, 2) * mask
+        y = x
         for conv in self.convs:
             y = conv(y, mask)
-        return self.project(x + self.excitation(y, mask)).transpose(1, 2), frames
+        x = x + self.excitation(y, mask)
+        return self.project(x).transpose(1, 2), frames
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #a4f4c559
 _RES1D = arxiv("How do neural spoofing countermeasures detect partially spoofed audio?", "Liu 2024", "2406.02483")
 
 
 @register_ssl("ssl_res1d", _RES1D)
-def ssl_res1d(front, out_dim: int = 128, legacy: bool = False) -> Detector:
-    """Res1D (Liu et al., 2024; 5,646,592 on 1024; legacy: WeDefense's v12 with P2SGrad)."""
-    head = WedefenseP2SGrad(out_dim) if legacy else LinearHead(out_dim)
-    return assemble(WedefenseFront(front) if legacy else front, Res1D(front.dim, out_dim), MeanPool(), None, head)
+def ssl_res1d(front: nn.Module, out_dim: int = 128, legacy: bool = False) -> Detector:
+    """Res1D (Liu et al., 2024; 5,646,592 parameters before the head on features of 1024).
+
+    Parameters
+    ----------
+    front : module
+        Gives (B, F, D).
+    out_dim : int
+        Size of the embedding.
+    legacy : bool
+        WeDefense's v12, with P2SGrad.
+    """
+    if legacy:
+        front = WedefenseFront(front)
+        head = WedefenseP2SGrad(out_dim)
+    else:
+        head = LinearHead(out_dim)
+    return assemble(front, Res1D(front.dim, out_dim), MeanPool(), None, head)
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #4d867e1d
 class InnerRes2(nn.Module):
-    """The inner network of Nes2Net: (B, C, F) with mask (B, 1, F) to (B, C, F), channels in `groups`.
+    """The inner network of Nes2Net: x (B, C, F) with mask (B, 1, F) to (B, C, F).
 
-    `weighted` (Nes2Net-X): instead of being added, groups stay side by side in columns, and learned weights sum them.
+    Parameters
+    ----------
+    dim, groups : int
+        C, and the groups that its channels are split into.
+    dilation : int
+        Of the convolutions over 3 frames.
+    hidden : int
+        Between the two layers of the excitation.
+    weighted : bool
+        Nes2Net-X: instead of being added, groups stay side by side in columns, and learned weights sum them.
+
+    Examples
+    --------
+    >>> net = InnerRes2(64, groups=8, dilation=1, hidden=16, weighted=True)
+    >>> net(torch.randn(2, 64, 50), torch.ones(2, 1, 50, dtype=torch.bool)).shape
+    torch.Size([2, 64, 50])
     """
 
     def __init__(self, dim: int, groups: int, dilation: int, hidden: int, weighted: bool):
@@ -75,56 +117,99 @@ class InnerRes2(nn.Module):
         self.norms = nn.ModuleList([MaskedBatchNorm(width) for _ in range(groups - 1)])
         columns = range(2, groups + 1) if weighted else ()
         self.sums = nn.ParameterList([torch.full((1, 1, 1, n), 1 / n) for n in columns])
-        self.excitation = Excitation(dim, hidden, lambda a, b: nn.Conv1d(a, b, 1))  # as published weights have it
+        self.excitation = Excitation(dim, hidden, _one_tap)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        parts = [part[..., None] for part in self.enter(x, mask).chunk(self.groups, 1)]
-        carried = parts[-1] if self.weighted else 0.0
-        out = []
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            carried = torch.cat([carried, parts[i]], -1) if self.weighted else carried + parts[i]
-            carried = norm(torch.relu(conv(carried)), mask[..., None])
-            out.append((carried * self.sums[i]).sum(-1) if self.weighted else carried[..., 0])
-        y = self.leave(torch.cat([*out, parts[-1][..., 0]], 1), mask)
+        *groups, last = self.enter(x, mask)[..., None].chunk(self.groups, 1)  # columns (B, width, F, 1)
+        done = self._side_by_side(groups, last, mask) if self.weighted else self._added(groups, mask)
+        y = self.leave(torch.cat([*done, last], 1)[..., 0], mask)
         return x + self.excitation(y, mask)
+
+    def _added(self, groups: list[Tensor], mask: Tensor) -> list[Tensor]:
+        """Each group is convolved together with the former group's result."""
+        done = []
+        for i, group in enumerate(groups):
+            column = done[-1] + group if done else group
+            done.append(self._convolve(i, column, mask))
+        return done
+
+    def _side_by_side(self, groups: list[Tensor], last: Tensor, mask: Tensor) -> list[Tensor]:
+        """Each group is put beside all former columns, and one convolution runs over them; `last` begins."""
+        done = []
+        columns = last
+        for i, group in enumerate(groups):
+            columns = self._convolve(i, torch.cat([columns, group], -1), mask)
+            done.append((columns * self.sums[i]).sum(-1, keepdim=True))
+        return done
+
+    def _convolve(self, i: int, columns: Tensor, mask: Tensor) -> Tensor:
+        """Convolution over time, ReLU and norm of columns (B, width, F, n)."""
+        return self.norms[i](torch.relu(self.convs[i](columns)), mask[..., None])
+
+
+def _one_tap(c_in: int, c_out: int) -> nn.Conv1d:
+    """The linear layer of an excitation, as published weights have it."""
+    return nn.Conv1d(c_in, c_out, 1)
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #9a584ac5
 class Nes2Net(nn.Module):
-    """Nested Res2Net (Liu et al., 2025): (B, F, D) to (B, F, D), without ever shrinking D.
+    """Nested Res2Net (Liu et al., 2025): features (B, F, D), frames (B,) to (B, F, D), without ever shrinking D.
 
-    D must be divisible by `groups` (outer) times `inner`; `dilation` is that of the inner convolutions, `se_ratio` the
-    channels of a group over hidden channels of its squeeze and excitation, `weighted` the X form.
+    Parameters
+    ----------
+    dim : int
+        D.
+    groups, inner : int
+        Outer and inner groups; D must be divisible by their product.
+    dilation : int
+        Of the inner convolutions.
+    se_ratio : int
+        Channels of a group over hidden channels of its squeeze and excitation.
+    weighted : bool
+        The X form: see `InnerRes2`.
+
+    Raises
+    ------
+    ValueError
+        D cannot be split.
+
+    Examples
+    --------
+    >>> Nes2Net(64, groups=4, inner=4)(torch.randn(1, 50, 64), torch.tensor([50]))[0].shape
+    torch.Size([1, 50, 64])
     """
 
-    def __init__(self, dim: int, groups=8, inner=8, dilation=1, se_ratio=1, weighted=False):
+    def __init__(
+        self,
+        dim: int,
+        groups: int = 8,
+        inner: int = 8,
+        dilation: int = 1,
+        se_ratio: int = 1,
+        weighted: bool = False,
+    ):
         super().__init__()
         if dim % (groups * inner):
             raise ValueError(f"{dim} features cannot be split into {groups} × {inner} groups: choose others")
         width = dim // groups
+        hidden = max(1, width // se_ratio)
         self.groups = groups
         self.dim = dim
-        nets = [InnerRes2(width, inner, dilation, max(1, width // se_ratio), weighted) for _ in range(groups - 1)]
-        self.nets = nn.ModuleList(nets)
+        self.nets = nn.ModuleList([InnerRes2(width, inner, dilation, hidden, weighted) for _ in range(groups - 1)])
         self.norm = MaskedBatchNorm(dim)
-        self.norms = nn.ModuleList([MaskedBatchNorm(width) for _ in nets])
+        self.norms = nn.ModuleList([MaskedBatchNorm(width) for _ in range(groups - 1)])
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         mask = frame_mask(frames, feats.shape[1])[:, None]
-        *parts, last = (feats.transpose(1, 2) * mask).chunk(self.groups, 1)
-        y, out = 0.0, []
-        for part, net, norm in zip(parts, self.nets, self.norms, strict=True):
-            y = masked_norm(norm, torch.relu(net(part + y, mask)), mask)
-            out.append(y)
-        x = torch.relu(masked_norm(self.norm, torch.cat([*out, last], 1), mask))
+        *groups, last = (feats.transpose(1, 2) * mask).chunk(self.groups, 1)
+        done = []
+        for group, net, norm in zip(groups, self.nets, self.norms, strict=True):
+            x = group + done[-1] if done else group
+            done.append(masked_norm(norm, torch.relu(net(x, mask)), mask))
+        x = torch.relu(masked_norm(self.norm, torch.cat([*done, last], 1), mask))
         return x.transpose(1, 2), frames
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #dd84ecb1
-def _nes2net(front, net: Nes2Net, pool: str, legacy: bool = False) -> Detector:
-    pooling = AttentivePool(front.dim, legacy=True) if legacy else make_pool(pool, front.dim)
-    head = (WedefenseP2SGrad if legacy else SoftmaxHead)(pooling.out_dim(front.dim))
-    return assemble(WedefenseFront(front) if legacy else front, net, pooling, None, head)
-
-
 _NES2NET = arxiv(
     "Nes2Net: a lightweight nested architecture for foundation model driven speech anti-spoofing",
     "Liu 2025",
@@ -133,31 +218,95 @@ _NES2NET = arxiv(
 
 
 @register_ssl("ssl_nes2net", _NES2NET)
-def ssl_nes2net(front, groups=8, inner=8, dilation=1, se_ratio=1, pool="mean") -> Detector:
-    """Nes2Net (Liu et al., 2025; 511,794 on 1024 with two logits)."""
-    return _nes2net(front, Nes2Net(front.dim, groups, inner, dilation, se_ratio), pool)
+def ssl_nes2net(
+    front: nn.Module, groups: int = 8, inner: int = 8, dilation: int = 1, se_ratio: int = 1, pool: str = "mean"
+) -> Detector:
+    """Nes2Net (Liu et al., 2025; 511,794 parameters on features of 1024, with two logits).
+
+    Parameters
+    ----------
+    front : module
+        Gives (B, F, D).
+    groups, inner, dilation, se_ratio
+        As for `Nes2Net`.
+    pool : str
+        A name in `POOLS`.
+    """
+    net = Nes2Net(front.dim, groups, inner, dilation, se_ratio)
+    pooling = make_pool(pool, front.dim)
+    return assemble(front, net, pooling, None, SoftmaxHead(pooling.out_dim(front.dim)))
 
 
 @register_ssl("ssl_nes2net_x", _NES2NET)
-def ssl_nes2net_x(front, groups=8, inner=8, dilation=1, se_ratio=1, pool="mean", legacy=False) -> Detector:
-    """Nes2Net-X (512,039 on 1024); legacy: WeDefense's v16, attentive pooling, se_ratio 8, P2SGrad (571,797)."""
-    return _nes2net(
-        front, Nes2Net(front.dim, groups, inner, dilation, 8 if legacy else se_ratio, True), pool, legacy
-    )
+def ssl_nes2net_x(
+    front: nn.Module,
+    groups: int = 8,
+    inner: int = 8,
+    dilation: int = 1,
+    se_ratio: int = 1,
+    pool: str = "mean",
+    legacy: bool = False,
+) -> Detector:
+    """Nes2Net-X (Liu et al., 2025; 512,039 parameters on features of 1024); options as for `ssl_nes2net`.
+
+    `legacy`: WeDefense's v16, attentive pooling, `se_ratio` 8, P2SGrad (571,797 before the head).
+    """
+    if legacy:
+        net = Nes2Net(front.dim, groups, inner, dilation, se_ratio=8, weighted=True)
+        pooling = AttentivePool(front.dim, legacy=True)
+        head = WedefenseP2SGrad(pooling.out_dim(front.dim))
+        return assemble(WedefenseFront(front), net, pooling, None, head)
+    net = Nes2Net(front.dim, groups, inner, dilation, se_ratio, weighted=True)
+    pooling = make_pool(pool, front.dim)
+    return assemble(front, net, pooling, None, SoftmaxHead(pooling.out_dim(front.dim)))
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #4c6be3ac
 def patch_max(x: Tensor, frames: Tensor, step: int, pad: int = 0) -> tuple[Tensor, Tensor]:
-    """Maximum over step × step frames and features: (B, F, D), (B,) to (B, F // step or 1, D // step), zero in padding."""
-    low = torch.finfo(x.dtype).min / 2  # padding never is the maximum
-    x = x.masked_fill(~frame_mask(frames, x.shape[1])[..., None], low)
-    x = nn.functional.pad(x, (0, 0, pad, pad + max(0, step - x.shape[1] - 2 * pad)), value=low)
+    """Maximum over step × step frames and features: (B, F, D), (B,) to (B, F // step, D // step), (B,).
+
+    At least one patch in time, also of fewer frames; zero in the padding.
+
+    Parameters
+    ----------
+    x, frames : Tensor
+        Features (B, F, D) and frames (B,).
+    step : int
+        Frames, and features, in a patch.
+    pad : int
+        So many frames of nothing are put before and after each recording.
+
+    Examples
+    --------
+    >>> patch_max(torch.arange(20.0).reshape(1, 5, 4), torch.tensor([4]), 2)
+    (tensor([[[ 5.,  7.],
+             [13., 15.]]]), tensor([2]))
+    """
+    lowest = torch.finfo(x.dtype).min / 2  # padding never is the maximum
+    x = x.masked_fill(~frame_mask(frames, x.shape[1])[..., None], lowest)
+    missing = max(0, step - x.shape[1] - 2 * pad)
+    x = nn.functional.pad(x, (0, 0, pad, pad + missing), value=lowest)
     x = nn.functional.max_pool2d(x[:, None], step)[:, 0]
     frames = ((frames + 2 * pad) // step).clamp(min=1)
     return x * frame_mask(frames, x.shape[1])[..., None], frames
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #1b63425a
 class NarrowGraph(nn.Module):
-    """SSL-AASIST's encoder: (B, F, D) to 128 features, the maximum over 3 × 3, then maps (B, F // 3, 64 · 42)."""
+    """SSL-AASIST's encoder (Tak et al., 2022): features (B, F, D), frames to maps (B, F // 3, 64 · 42), frames.
+
+    128 learned mixtures of the features, the maximum over 3 × 3, then `GraphEncoder` without further pooling.
+
+    Parameters
+    ----------
+    dim : int
+        D.
+    legacy : bool
+        As for `GraphEncoder`.
+
+    Examples
+    --------
+    >>> NarrowGraph(32)(torch.randn(1, 30, 32), torch.tensor([30]))[0].shape
+    torch.Size([1, 10, 2688])
+    """
 
     def __init__(self, dim: int, legacy: bool = False):
         super().__init__()
@@ -170,9 +319,30 @@ class NarrowGraph(nn.Module):
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #978e758d
 class AttentiveGraph(GraphReadout):
-    """AASIST's graphs on maps (B, F, C S): bands and times are means over the other axis with learned shares."""
+    """AASIST's graphs on maps (B, F, C S) with frames (B,), as SSL-AASIST reads them: to (B, 160).
 
-    def __init__(self, bands: int = 42, channels: int = 64, ratios=(0.5, 0.5, 0.5), legacy: bool = False):
+    Bands and times are means over the other axis with learned shares.
+
+    Parameters
+    ----------
+    bands, channels, ratios
+        As for `GraphReadout`.
+    legacy : bool
+        Keep a bias that cannot learn, as published weights have it.
+
+    Examples
+    --------
+    >>> AttentiveGraph()(torch.randn(2, 10, 64 * 42), torch.tensor([10, 4])).shape
+    torch.Size([2, 160])
+    """
+
+    def __init__(
+        self,
+        bands: int = 42,
+        channels: int = 64,
+        ratios: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        legacy: bool = False,
+    ):
         super().__init__(bands, channels, (64, 32), ratios)
         self.norm = MaskedBatchNorm(channels)
         self.hidden_norm = MaskedBatchNorm(2 * channels)
@@ -180,7 +350,7 @@ class AttentiveGraph(GraphReadout):
         self.score = nn.Conv2d(2 * channels, channels, 1, bias=legacy)
 
     def out_dim(self, dim: int) -> int:
-        """Size of the pooled vector."""
+        """Size of the pooled vector, whatever the size of the maps."""
         return self.dim
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
@@ -188,8 +358,10 @@ class AttentiveGraph(GraphReadout):
         x = x.unflatten(2, (-1, self.position.shape[1])).permute(0, 2, 3, 1)  # (B, C, S, F)
         x = torch.selu(self.norm(x, mask))
         scores = self.score(self.hidden_norm(torch.selu(self.hidden(x)), mask))
-        bands = (x * scores.masked_fill(~mask, -torch.inf).softmax(3)).sum(3)
-        times = (x * scores.softmax(2)).sum(2)
+        over_time = scores.masked_fill(~mask, -torch.inf).softmax(3)
+        over_bands = scores.softmax(2)
+        bands = (x * over_time).sum(3)
+        times = (x * over_bands).sum(2)
         return super().forward(bands.transpose(1, 2), times.transpose(1, 2), frames)
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #fe8d1c6e
@@ -201,29 +373,53 @@ _SSL_AASIST = arxiv(
 
 
 @register_ssl("ssl_aasist", _SSL_AASIST)
-def ssl_aasist(front, legacy: bool | str = False, samples: int | None = None) -> Detector:
-    """SSL-AASIST (Tak et al., 2022; 447,242 on 1024), on all or exactly so many samples (published: 64600).
+def ssl_aasist(front: nn.Module, legacy: bool | str = False, samples: int | None = None) -> Detector:
+    """SSL-AASIST (Tak et al., 2022; 447,242 parameters on features of 1024).
 
-    `legacy` True: SSL_Anti-spoofing's, with unused norms and raw waves; "wedefense": v13, without them, embedding 256.
+    Parameters
+    ----------
+    front : module
+        Gives (B, F, D).
+    legacy : bool or str
+        True: SSL_Anti-spoofing's, with unused norms and raw waves. "wedefense": v13, without these norms, with an
+        embedding of 256.
+    samples : int
+        Hear exactly so many samples, cut or repeated (published: 64600); None: the whole recording.
+
+    Raises
+    ------
+    ValueError
+        Another `legacy`.
     """
     if legacy not in (False, True, "wedefense"):
         raise ValueError(f"legacy must be False, True or 'wedefense', got {legacy!r}")
     net = NarrowGraph(front.dim, bool(legacy))
     pool = AttentiveGraph(legacy=bool(legacy))
-    if legacy is True and hasattr(front, "config"):
-        front.config = replace(front.config, normalize=False)
     if legacy == "wedefense":
         for block in net.encoder.blocks:
             block.norm1 = None
         return assemble(WedefenseFront(front), net, pool, nn.Linear(pool.dim, 256), NormHead(256))
-    front = FixedLength(front, samples) if samples else front
+    if legacy and hasattr(front, "config"):
+        front.config = replace(front.config, normalize=False)
+    if samples:
+        front = FixedLength(front, samples)
     return assemble(front, net, pool, None, SoftmaxHead(pool.dim, dropout=0.5))
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #4be9b3d8
 class TimeGate(nn.Module):
-    """gMLP's gate, every frame a learned sum of its neighbours up to `steps` away: (B, F, C), (B,) to (B, F, C).
+    """gMLP's gate, every frame a learned sum of its neighbours: x (B, F, C) with frames (B,) to (B, F, C).
 
-    Weights depend on the distance alone, so any length goes; `legacy`: on both positions, and more steps are refused.
+    Parameters
+    ----------
+    dim, steps : int
+        C, and the neighbours: those less than `steps` away.
+    legacy : bool
+        Weights depend on both positions, not on the distance alone; more than `steps` frames are a ValueError.
+
+    Examples
+    --------
+    >>> TimeGate(8, steps=62)(torch.randn(2, 90, 8), torch.tensor([90, 40])).shape
+    torch.Size([2, 90, 8])
     """
 
     def __init__(self, dim: int, steps: int, legacy: bool = False):
@@ -236,22 +432,39 @@ class TimeGate(nn.Module):
         self.bias = nn.Parameter(torch.ones(steps if legacy else 1))
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
+        x = self.norm(x) * frame_mask(frames, x.shape[1])[..., None]
+        return self._by_position(x) if self.legacy else self._by_distance(x)
+
+    def _by_distance(self, x: Tensor) -> Tensor:
+        """One convolution over time for all features."""
         n = x.shape[1]
-        x = self.norm(x) * frame_mask(frames, n)[..., None]
-        if not self.legacy:
-            near = min(n, self.steps)  # farther neighbours do not exist
-            kernel = self.weight[..., self.steps - near : self.steps + near - 1]
-            rows = x.transpose(1, 2).reshape(-1, 1, n)
-            return (
-                nn.functional.conv1d(rows, kernel, self.bias, padding=near - 1).view(len(x), -1, n).transpose(1, 2)
-            )
+        near = min(n, self.steps)  # farther neighbours do not exist
+        kernel = self.weight[..., self.steps - near : self.steps + near - 1]
+        rows = x.transpose(1, 2).reshape(-1, 1, n)
+        sums = nn.functional.conv1d(rows, kernel, self.bias, padding=near - 1)
+        return sums.view(len(x), -1, n).transpose(1, 2)
+
+    def _by_position(self, x: Tensor) -> Tensor:
+        """A matrix of weights, one for each pair of positions."""
+        n = x.shape[1]
         if n > self.steps:
             raise ValueError(f"the published gMLP takes {self.steps} steps at most, not {n}: cut the recording")
         return self.weight[:n, :n] @ x + self.bias[:n, None]
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #fbf291d9
 class GMLPBlock(nn.Module):
-    """One half of the features gates the other (Liu et al., 2021): (B, F, D), (B,) to (B, F, D)."""
+    """One half of the features gates the other (Liu et al., 2021): (B, F, D) with frames (B,) to (B, F, D).
+
+    Parameters
+    ----------
+    dim, steps, legacy
+        D, and as for `TimeGate`.
+
+    Examples
+    --------
+    >>> GMLPBlock(32, steps=62)(torch.randn(2, 90, 32), torch.tensor([90, 40])).shape
+    torch.Size([2, 90, 32])
+    """
 
     def __init__(self, dim: int, steps: int, legacy: bool = False):
         super().__init__()
@@ -261,47 +474,89 @@ class GMLPBlock(nn.Module):
         self.leave = nn.Linear(dim // 4, dim)
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
-        kept, gating = nn.functional.gelu(self.enter(self.norm(x))).chunk(2, -1)
+        y = nn.functional.gelu(self.enter(self.norm(x)))
+        kept, gating = y.chunk(2, -1)
         return x + self.leave(kept * self.gate(gating, frames))
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #9ac89332
 class GMLP(nn.Module):
-    """Halves time and features `scale` times (5: 640 ms a step), then gMLP blocks: (B, F, D) to (B, F', D')."""
+    """Time and features halved `scale` times, then gMLP blocks (Zhang et al., 2023).
+
+    Features (B, F, D), frames (B,) to (B, F // 2^scale, D // 2^scale), frames.
+
+    Parameters
+    ----------
+    dim : int
+        D.
+    scale : int
+        Halvings; 5 make steps of 640 ms of frames of 20 ms.
+    blocks : int
+        Of `GMLPBlock`.
+    dropout : float
+        Before them.
+    legacy : bool
+        As published: the fifth halving pads by a step at both ends, and gates know 40 s only.
+
+    Raises
+    ------
+    ValueError
+        What is left of D is not a multiple of 4.
+
+    Examples
+    --------
+    >>> GMLP(1024)(torch.randn(1, 150, 1024), torch.tensor([150]))[0].shape
+    torch.Size([1, 4, 32])
+    """
 
     def __init__(self, dim: int, scale: int = 5, blocks: int = 5, dropout: float = 0.7, legacy: bool = False):
         super().__init__()
-        self.dim = dim >> scale
+        self.dim = dim // 2**scale
         self.legacy = legacy
         if self.dim % 4 or not self.dim:
-            raise ValueError(
-                f"{dim} features halved {scale} times leave {dim / 2**scale:g}, not a multiple of 4: lower scale"
-            )
-        self.scales = nn.ModuleList([nn.Linear(dim >> i, dim >> i) for i in range(1, scale + 1)])
+            left = f"{dim} features halved {scale} times leave {dim / 2**scale:g}"
+            raise ValueError(f"{left}, not a multiple of 4: lower scale")
+        widths = [dim // 2**i for i in range(1, scale + 1)]
+        self.scales = nn.ModuleList([nn.Linear(width, width) for width in widths])
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList([GMLPBlock(self.dim, 2001 >> scale, legacy) for _ in range(blocks)])
+        steps = 2001 // 2**scale  # in 40 s
+        self.blocks = nn.ModuleList([GMLPBlock(self.dim, steps, legacy) for _ in range(blocks)])
 
     def forward(self, feats: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        x = feats
         for i, linear in enumerate(self.scales):
-            feats, frames = patch_max(feats, frames, 2, pad=int(self.legacy and i == 4))
-            feats = linear(feats)
-        x = self.dropout(feats)
+            fifth = i == 4
+            x, frames = patch_max(x, frames, 2, pad=1 if self.legacy and fifth else 0)
+            x = linear(x)
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x, frames)
         return x, frames
 
 # %% ../../nbs/4_models/09_ssl_networks.ipynb #d302ba5b
-_GMLP = arxiv(
-    "The PartialSpoof database and countermeasures for the detection of short fake speech segments embedded in an"
-    " utterance",
-    "Zhang 2023",
-    "2204.05177",
-)
+_TITLE = "The PartialSpoof database and countermeasures for the detection of short fake speech segments"
+_GMLP = arxiv(f"{_TITLE} embedded in an utterance", "Zhang 2023", "2204.05177")
 
 
 @register_ssl("ssl_gmlp", _GMLP)
-def ssl_gmlp(front, scale: int = 5, blocks: int = 5, dropout: float = 0.7, legacy: bool = False) -> Detector:
-    """gMLP at 2^scale · 20 ms (Zhang et al., 2023; legacy: WeDefense's v11 without unused heads, 374,698 on 1024)."""
+def ssl_gmlp(
+    front: nn.Module, scale: int = 5, blocks: int = 5, dropout: float = 0.7, legacy: bool = False
+) -> Detector:
+    """gMLP at steps of 2^scale · 20 ms (Zhang et al., 2023).
+
+    Parameters
+    ----------
+    front : module
+        Gives (B, F, D).
+    scale, blocks, dropout
+        As for `GMLP`.
+    legacy : bool
+        WeDefense's v11 without its unused heads, 374,698 parameters before the head on features of 1024.
+    """
     net = GMLP(front.dim, scale, blocks, dropout, legacy)
-    front = WedefenseFront(front) if legacy else front
-    head = (NormHead if legacy else LinearHead)(net.dim // 2)
-    return assemble(front, net, MeanPool(), nn.Linear(net.dim, net.dim // 2, bias=False), head)
+    embed_dim = net.dim // 2
+    if legacy:
+        front = WedefenseFront(front)
+        head = NormHead(embed_dim)
+    else:
+        head = LinearHead(embed_dim)
+    return assemble(front, net, MeanPool(), nn.Linear(net.dim, embed_dim, bias=False), head)

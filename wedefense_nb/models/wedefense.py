@@ -6,16 +6,13 @@
 __all__ = ['INSIDE', 'USUAL', 'wedefense_lcnn_lstm', 'wedefense_resnet18', 'load_with_upstream']
 
 # %% ../../nbs/4_models/12_wedefense.ipynb #4d27f8b2
-import tempfile
-from pathlib import Path
-
-import torch
+from torch import Tensor, nn
 
 from ..features.fast_encoder import fast_weights
 from ..features.pretrained import is_encoder
 from ..features.spectra import Fbank
 from ..features.upstreams import Upstream
-from .checkpoints import LAYOUTS, Layout, _aasist_names, layout_of, load_published, read_weights
+from .checkpoints import LAYOUTS, Layout, aasist_names, layout_of, load_tensors, read_weights
 from .cnn import LCNN, ResNet
 from .detector import Detector, arxiv, build, register
 from .layers import StatsPool
@@ -28,7 +25,10 @@ _WEDEFENSE = arxiv("WeDefense: a toolkit to defend against fake audio", "Zhang 2
 
 @register("wedefense_lcnn_lstm", _WEDEFENSE)
 def wedefense_lcnn_lstm(dropout: float = 0.7) -> Detector:
-    """LCNN-LSTM as WeDefense trains it (recipe v01): Fbank 80, sample statistics, embedding of 256."""
+    """LCNN-LSTM as WeDefense trains it (recipe v01): Fbank 80, sample statistics, embedding of 256.
+
+    `dropout` is that after the convolutions.
+    """
     return Detector(Fbank(80, mean_norm=True), LCNN(80, dropout), StatsPool(correction=1), 256)
 
 
@@ -42,14 +42,15 @@ def wedefense_resnet18() -> Detector:
 # %% ../../nbs/4_models/12_wedefense.ipynb #c0d1d625
 def _lcnn_names() -> list[tuple[str, str]]:
     convolutions = (0, 3, 6, 10, 13, 16, 19, 22, 25)
-    norms = {1: 5, 2: 9, 3: 12, 5: 18, 6: 21, 7: 24}
+    norms = {1: 5, 2: 9, 3: 12, 5: 18, 6: 21, 7: 24}  # ours: theirs
     pairs = [(f"backbone.blocks.{i}.conv", f"m_transform.{k}") for i, k in enumerate(convolutions)]
     pairs += [(f"backbone.blocks.{i}.norm", f"m_transform.{k}") for i, k in norms.items()]
     for layer in (0, 1):
         for way in ("", "_reverse"):
             for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                ours = f"backbone.lstm.{part}_l{layer}{way}"
                 theirs = f"m_lstm.{layer}.l_blstm.{part}_l0{way}"
-                pairs.append((f"backbone.lstm.{part}_l{layer}{way}", theirs))
+                pairs.append((ours, theirs))
     return [*pairs, ("embedding", "m_linear"), ("head.out", "projection.trans.1")]
 
 
@@ -66,91 +67,134 @@ LAYOUTS.add("wedefense/resnet18", Layout({"name": "wedefense_resnet18"}, _resnet
 # %% ../../nbs/4_models/12_wedefense.ipynb #0f43907c
 def _graph_names() -> list[tuple[str, str]]:
     pairs = [("backbone.narrow", "LL"), ("backbone.encoder.norm", "first_bn"), ("pool.norm", "first_bn1")]
-    pairs += [
-        ("pool.hidden", "attention.0"),
-        ("pool.hidden_norm", "attention.2"),
-        ("pool.score", "attention.3"),
-    ]
-    return [*pairs, *((f"backbone.encoder.blocks.{i}", f"encoder.{i}.0") for i in range(6)), *_aasist_names()]
+    pairs += [("pool.hidden", "attention.0"), ("pool.hidden_norm", "attention.2"), ("pool.score", "attention.3")]
+    pairs += [(f"backbone.encoder.blocks.{i}", f"encoder.{i}.0") for i in range(6)]
+    return pairs + aasist_names()
 
 
 def _nes2net_names() -> list[tuple[str, str]]:
     pairs = [("backbone.nets", "Build_in_Res2Nets"), ("backbone.norms", "bns"), ("backbone.norm", "bn")]
-    pairs += [("pool.hidden", "pooling.linear1"), ("pool.score", "pooling.linear2"), ("enter.conv", "conv1")]
-    pairs += [("enter.norm", "bn1"), ("leave.conv", "conv3"), ("leave.norm", "bn3"), ("norms", "bns")]
-    return [
-        *pairs,
-        ("sums", "weighted_sum"),
-        ("excitation.squeeze", "se.se.1"),
-        ("excitation.excite", "se.se.3"),
-    ]
+    pairs += [("pool.hidden", "pooling.linear1"), ("pool.score", "pooling.linear2")]
+    pairs += [("enter.conv", "conv1"), ("enter.norm", "bn1"), ("leave.conv", "conv3"), ("leave.norm", "bn3")]
+    pairs += [("norms", "bns"), ("sums", "weighted_sum")]
+    return [*pairs, ("excitation.squeeze", "se.se.1"), ("excitation.excite", "se.se.3")]
 
 # %% ../../nbs/4_models/12_wedefense.ipynb #d52d0384
-_MHFA = [("pool.key_weights", "weights_k"), ("pool.value_weights", "weights_v"), ("pool.key", "cmp_linear_k")]
-_MHFA += [("pool.value", "cmp_linear_v"), ("pool.score", "att_head"), ("embedding", "pooling_fc")]
+_MHFA = [
+    ("pool.key_weights", "weights_k"),
+    ("pool.value_weights", "weights_v"),
+    ("pool.key", "cmp_linear_k"),
+    ("pool.value", "cmp_linear_v"),
+    ("pool.score", "att_head"),
+    ("embedding", "pooling_fc"),
+]
 _SLS = [("pool.weigh", "fc0"), ("pool.norm", "first_bn"), ("embedding.0", "fc1")]
 _RES1D = [
     ("backbone.convs", "res1D.res1D"),
     ("norm", "bn"),
     ("backbone.excitation.squeeze", "res1D.res1D.3.linear1"),
+    ("backbone.excitation.excite", "res1D.res1D.3.linear2"),
+    ("backbone.project", "fc"),
 ]
-_RES1D += [("backbone.excitation.excite", "res1D.res1D.3.linear2"), ("backbone.project", "fc")]
-_GMLP = [(f"backbone.scales.{i}", f"blocks.{i + 1}.1") for i in range(5)] + [("embedding", "post_nets_utt.fc")]
-_GMLP += [
+_GMLP = [
+    *((f"backbone.scales.{i}", f"blocks.{i + 1}.1") for i in range(5)),
+    ("embedding", "post_nets_utt.fc"),
     ("backbone.blocks", "post_nets_utt.layers"),
     ("gate", "sgu"),
     ("enter", "proj1"),
     ("leave", "proj2"),
 ]
+_THEIR_GRAPH = [("embedding", "out_layer"), *_graph_names()]
 _NORM = [("head.norm", "projection.trans.0"), ("head.out", "projection.trans.2")]
 _COSINE = [("head.vectors", "projection.weight")]
 
-
-def _ssl_layout(name: str, names: list, states: int, legacy: bool | str = True, **facts) -> Layout:
-    upstream = {"stored": {"dim": 1024, "states": states}}
-    return Layout({"name": name, "upstream": upstream, "legacy": legacy}, names, **({"bonafide": 0} | facts))
-
 # %% ../../nbs/4_models/12_wedefense.ipynb #295a4ecd
-LAYOUTS.add("wedefense/mhfa", _ssl_layout("ssl_mhfa", _NORM + _MHFA, 25))
-LAYOUTS.add("wedefense/sls", _ssl_layout("ssl_sls", _NORM + _SLS, 25))
-LAYOUTS.add("wedefense/res1d", _ssl_layout("ssl_res1d", _COSINE + _RES1D, 0))
-LAYOUTS.add("wedefense/nes2net", _ssl_layout("ssl_nes2net_x", _COSINE + _nes2net_names(), 0))
-LAYOUTS.add("wedefense/gmlp", _ssl_layout("ssl_gmlp", _NORM + _GMLP, 0, ignore=("post_nets_seg.disc_",)))
-_THEIR_GRAPH = [*_NORM, ("embedding", "out_layer"), *_graph_names()]
-LAYOUTS.add("wedefense/ssl_aasist", _ssl_layout("ssl_aasist", _THEIR_GRAPH, 0, legacy="wedefense"))
-_AUTHORS = {"bonafide": BONAFIDE, "score": "logit", "seen": (0.9 * 2580, 0.1 * 22800)}
-LAYOUTS.add("ssl_antispoofing", _ssl_layout("ssl_aasist", _graph_names(), 0, **_AUTHORS))
-_MEAN = {"name": "ssl_linear", "upstream": {"stored": {"dim": 1024, "states": 0}}}
-LAYOUTS.add("antideepfake", Layout(_MEAN, [("head.out", "proj_fc")]))
+def _large(states: int = 0) -> dict:
+    """Features of the published width: all states of a large network, or (0) one vector a frame."""
+    return {"stored": {"dim": 1024, "states": states}}
+
+
+def _add_wedefense(
+    kind: str, detector: str, names: list, states: int = 0, legacy: bool | str = True, ignore: tuple = ()
+) -> None:
+    """Add a layout of WeDefense's: its form of the detector, bona fide as class 0."""
+    config = {"name": detector, "upstream": _large(states), "legacy": legacy}
+    LAYOUTS.add(f"wedefense/{kind}", Layout(config, names, bonafide=0, ignore=ignore))
+
+
+_add_wedefense("mhfa", "ssl_mhfa", _NORM + _MHFA, states=25)
+_add_wedefense("sls", "ssl_sls", _NORM + _SLS, states=25)
+_add_wedefense("res1d", "ssl_res1d", _COSINE + _RES1D)
+_add_wedefense("nes2net", "ssl_nes2net_x", _COSINE + _nes2net_names())
+_add_wedefense("gmlp", "ssl_gmlp", _NORM + _GMLP, ignore=("post_nets_seg.disc_",))
+_add_wedefense("ssl_aasist", "ssl_aasist", _NORM + _THEIR_GRAPH, legacy="wedefense")
+_TAK = Layout(
+    {"name": "ssl_aasist", "upstream": _large(), "legacy": True},
+    _graph_names(),
+    bonafide=BONAFIDE,
+    score="logit",
+    seen=(0.9 * 2580, 0.1 * 22800),
+)
+LAYOUTS.add("ssl_antispoofing", _TAK)
+LAYOUTS.add("antideepfake", Layout({"name": "ssl_linear", "upstream": _large()}, [("head.out", "proj_fc")]))
 
 # %% ../../nbs/4_models/12_wedefense.ipynb #f097ed98
-INSIDE = ("frontend.upstream.upstream.model.", "ssl_model.model.", "m_ssl.model.")  # where files keep the upstream
-# options beside the layout's
+# Beginnings of the names under which files keep the upstream
+INSIDE = ("frontend.upstream.upstream.model.", "ssl_model.model.", "m_ssl.model.")
+# Options beside the layout's
 USUAL = {"ssl_antispoofing": {"samples": 64600}, "antideepfake": {"normalize": True}}
 
 
 def load_with_upstream(path, kind: str, upstream, seen: tuple[float, float] | None = None, **options) -> Detector:
-    """A published SSL detector: head from the file, upstream too if the file has one, else the given one's own weights.
+    """A published SSL detector: head from the file, and the upstream too if the file has one, else as it is given.
 
-    `upstream` is what `ssl_front` takes, of the file's width; `seen` and `options` are as for `load_published`.
-    Raises ValueError or RuntimeError for anything missing, unexpected or misshapen, and for another upstream.
+    Parameters
+    ----------
+    path, kind, seen, options
+        As for `load_published`.
+    upstream : str, path or dict
+        What `ssl_front` takes, of the file's width, but no features on disk.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        Anything missing, unexpected or misshapen; features on disk.
     """
     state = read_weights(path)
-    tuned = {k[len(p) :]: state.pop(k) for p in INSIDE for k in [*state] if k.startswith(p)}
-    mix = state.pop("frontend.featurizer.weights", None)
+    tuned = _upstream_of(state)
+    head_weights = {name: tensor for name, tensor in state.items() if not name.startswith(INSIDE)}
+    mix = head_weights.pop("frontend.featurizer.weights", None)
     kind, layout = layout_of(kind)
-    usual = ({"layers": "weighted"} if mix is not None else {}) | USUAL.get(kind, {})
-    model = build(**(layout.detector | {"upstream": upstream} | usual | options))
-    front = next(m for m in model.front.modules() if isinstance(m, Upstream))
-    shape = {"dim": front.dim, "states": front.states if front.stacked else 0}
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(state, Path(folder, "head.pt"))
-        head = load_published(Path(folder, "head.pt"), kind, seen, upstream={"stored": shape})
-    left = model.load_state_dict(head.state_dict(), strict=False)
-    if left.unexpected_keys or not all(k.startswith("front.") for k in left.missing_keys):
-        raise ValueError(f"the head of {path} does not fit: missing {left.missing_keys[:4]}")
+    usual = USUAL.get(kind, {})
+    if mix is not None:
+        usual = usual | {"layers": "weighted"}
+    model = build(**(layout.detector | usual | options | {"upstream": upstream}))
+    front = _upstream_in(model)
+    features = {"dim": front.dim, "states": front.states if front.stacked else 0}
+    head = load_tensors(head_weights, kind, seen, upstream={"stored": features})
+    fitted = model.load_state_dict(head.state_dict(), strict=False)
+    missing = [name for name in fitted.missing_keys if not name.startswith("front.")]
+    if fitted.unexpected_keys or missing:
+        raise ValueError(f"the head of {path} does not fit: missing {missing[:4]}")
     if mix is not None:
         front.mix.load_state_dict({"weights": mix})
     if tuned:
         front.encoder.load_state_dict(fast_weights({k: v for k, v in tuned.items() if is_encoder(k)}))
     return model.eval()
+
+
+def _upstream_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the upstream in a file, by the upstream's own names."""
+    found = {}
+    for name, tensor in state.items():
+        for prefix in INSIDE:
+            if name.startswith(prefix):
+                found[name.removeprefix(prefix)] = tensor
+    return found
+
+
+def _upstream_in(model: nn.Module) -> Upstream:
+    for part in model.front.modules():
+        if isinstance(part, Upstream):
+            return part
+    raise ValueError("features on disk are no upstream: use load_published(..., upstream=...) for the head alone")

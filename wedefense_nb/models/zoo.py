@@ -9,6 +9,7 @@ __all__ = ['ENCODER_SIZES', 'MISSED', 'parameters', 'steps_seen', 'features', 'f
 # %% ../../nbs/4_models/13_zoo.ipynb #99efe9a7
 import copy
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -28,10 +29,15 @@ ENCODER_SIZES = {"base": BASE, "large": LARGE}  # wav2vec 2.0, HuBERT, XLS-R (30
 
 # %% ../../nbs/4_models/13_zoo.ipynb #89f437d0
 def parameters(model: nn.Module) -> tuple[int, int]:
-    """Parameters of a model, all of them and those that learn."""
-    return sum(p.numel() for p in model.parameters()), sum(
-        p.numel() for p in model.parameters() if p.requires_grad
-    )
+    """Parameters of a model, all of them and those that learn.
+
+    Examples
+    --------
+    >>> parameters(nn.Linear(10, 2))
+    (22, 22)
+    """
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, _ in counts), sum(n for n, learns in counts if learns)
 
 # %% ../../nbs/4_models/13_zoo.ipynb #d306bc77
 def steps_seen(part: nn.Module, shape: tuple[int, ...], tries: int = 3) -> tuple[int, int]:
@@ -45,6 +51,11 @@ def steps_seen(part: nn.Module, shape: tuple[int, ...], tries: int = 3) -> tuple
         Of x: (1, steps, ...).
     tries : int
         Random inputs whose gradients are joined, since each maximum shows its winner only.
+
+    Examples
+    --------
+    >>> steps_seen(specimen("xvector", width=32).backbone, (1, 60, 80))  # 15 frames
+    (23, 37)
     """
     part = copy.deepcopy(part).cpu().eval()
     seen = torch.zeros(shape[1], dtype=torch.bool)
@@ -54,21 +65,38 @@ def steps_seen(part: nn.Module, shape: tuple[int, ...], tries: int = 3) -> tuple
         y = part(x, torch.tensor([shape[1]]))[0]
         middle = y[0, y.shape[1] // 2]
         (gradient,) = torch.autograd.grad(middle @ torch.randn(len(middle), generator=g), x)
-        seen |= (gradient[0] != 0).flatten(1).any(1) if x.ndim > 2 else gradient[0] != 0
+        of_steps = gradient[0].reshape(shape[1], -1)
+        seen |= (of_steps != 0).any(1)
     where = seen.nonzero()
     return int(where.min()), int(where.max())
 
 # %% ../../nbs/4_models/13_zoo.ipynb #ac84446e
 @torch.no_grad()
 def features(model: Detector, seconds: float) -> tuple[Tensor, Tensor]:
-    """What the front end gives for noise of that length: (1, F, D) or (1, K, F, D), and frames (1,)."""
+    """What the front end gives for noise of that length: (1, F, D) or (1, K, F, D), and frames (1,).
+
+    Examples
+    --------
+    >>> features(specimen("bands"), 1.0)[0].shape
+    torch.Size([1, 98, 80])
+    """
     return model.front(*noise(model, seconds))
 
 
-def field(model: Detector, lengths=(0.75, 3.0)) -> float:
-    """Seconds of features that one frame after the backbone depends on; infinite if it sees the longest recording whole.
+def field(model: Detector, lengths: Sequence[float] = (0.75, 3.0)) -> float:
+    """Seconds of features that one frame after the backbone depends on; infinite if that is the whole recording.
 
     What the front end adds (its window, a mean over the recording, a transformer) is not counted.
+
+    Parameters
+    ----------
+    lengths : sequence of float
+        Seconds of the recordings that are tried, one after the other, until one is longer than the field.
+
+    Examples
+    --------
+    >>> round(field(specimen("bands")), 3)
+    0.01
     """
     rate = int(features(model, 3.0)[1] - features(model, 1.5)[1]) / 1.5
     for seconds in lengths:
@@ -82,8 +110,9 @@ def field(model: Detector, lengths=(0.75, 3.0)) -> float:
 
 # %% ../../nbs/4_models/13_zoo.ipynb #07285842
 def _recurrent_flops(x, w_input, w_hidden, *_, **__) -> int:
-    # shapes: every step meets every weight once
-    return 2 * x[0] * x[1] * (math.prod(w_input) + math.prod(w_hidden))
+    """Every step meets every weight once; all arguments are shapes."""
+    steps = x[0] * x[1]
+    return 2 * steps * (math.prod(w_input) + math.prod(w_hidden))
 
 
 def _attention_flops(query, key, value, *_, **__) -> int:
@@ -102,10 +131,15 @@ MISSED = {
 
 # %% ../../nbs/4_models/13_zoo.ipynb #747b88eb
 @torch.no_grad()
-def flops(function, *inputs) -> int:
+def flops(function: Callable, *inputs) -> int:
     """Floating-point operations of one call: matrix products, convolutions, recurrent layers and attention.
 
-    Not counted: what is done to each number alone (activations, norms, masks), sums and maxima, Fourier transforms.
+    Not counted: what is done to each number alone (activations, norms, masks), sums, maxima, Fourier transforms.
+
+    Examples
+    --------
+    >>> flops(nn.Linear(100, 10), torch.randn(50, 100)) == 2 * 50 * 100 * 10
+    True
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused transformer layer would count as nothing
@@ -119,37 +153,72 @@ def flops(function, *inputs) -> int:
 # %% ../../nbs/4_models/13_zoo.ipynb #d4eec78b
 @torch.no_grad()
 def cost(model: Detector, seconds: float = 2.0) -> tuple[float, float]:
-    """FLOPs for a second of sound of the front end, and of everything after it; on a recording of `seconds`."""
+    """FLOPs for a second of sound: of the front end, and of everything after it; measured on `seconds`."""
 
     def rest(feats, frames):
         return model.head(model.embedding(model.pool(*model.backbone(feats, frames))))
 
-    return flops(model.front, *noise(model, seconds)) / seconds, flops(rest, *features(model, seconds)) / seconds
+    of_front = flops(model.front, *noise(model, seconds))
+    of_rest = flops(rest, *features(model, seconds))
+    return of_front / seconds, of_rest / seconds
 
 # %% ../../nbs/4_models/13_zoo.ipynb #40ede5cd
 @dataclass(frozen=True)
 class Card:
-    """What there is to know about a detector before it is trained."""
+    """What there is to know about a detector before it is trained.
+
+    Attributes
+    ----------
+    name : str
+    paper : Paper
+    hears : str
+        "wave", "features", or "states" (of an upstream).
+    parameters, learning : int
+        All, and those that learn.
+    features, output : str
+        Shapes of 4 s at the backbone's entrance and at its exit.
+    frames : int
+        Of 4 s, at its exit.
+    field : float
+        Seconds that one of these frames depends on; infinite: everything.
+    front_flops, flops : float
+        For a second of sound: of the front end, and of all that follows it.
+    """
 
     name: str
     paper: Paper
-    hears: str  # wave, features, or states (of an upstream)
+    hears: str
     parameters: int
     learning: int
-    features: str  # shape of 4 s at the backbone's entrance
-    output: str  # and at its exit
-    frames: int  # of 4 s there
-    field: float  # seconds that one of these frames depends on; infinite: everything
-    front_flops: float  # for a second of sound
-    flops: float  # the same, of all that follows the front end
+    features: str
+    output: str
+    frames: int
+    field: float
+    front_flops: float
+    flops: float
 
 # %% ../../nbs/4_models/13_zoo.ipynb #28994d12
 def hears(model: Detector) -> str:
-    """What the backbone gets: "states" of an upstream, a "wave" (through sinc filters), or "features"."""
-    kinds = {type(part) for part in model.front.modules()}
-    return "states" if kinds & {Stored, Upstream} else "wave" if SincBank in kinds else "features"
+    """What the backbone gets: "states" of an upstream, a "wave" (through sinc filters), or "features".
+
+    Examples
+    --------
+    >>> hears(specimen("bands"))
+    'features'
+    """
+    parts = list(model.front.modules())
+    if any(isinstance(part, (Stored, Upstream)) for part in parts):
+        return "states"
+    if any(isinstance(part, SincBank) for part in parts):
+        return "wave"
+    return "features"
 
 # %% ../../nbs/4_models/13_zoo.ipynb #2179010b
+def _shape(x: Tensor) -> str:
+    """Of one recording: "398 × 80"."""
+    return " × ".join(str(n) for n in x.shape[1:])
+
+
 def card(model: Detector) -> Card:
     """Measure a detector that `build` made, in evaluation mode.
 
@@ -157,44 +226,96 @@ def card(model: Detector) -> Card:
     ------
     ValueError
         Nobody has written down its paper.
+
+    Examples
+    --------
+    >>> card(specimen("bands")).output
+    '398 × 80'
     """
     name = model.config["name"]
-    source = DETECTORS.paper(name)
-    (feats, frames) = features(model, 4.0)
+    paper = DETECTORS.paper(name)
+    feats, frames = features(model, 4.0)
     with torch.no_grad():
-        y, left = model.backbone(feats, frames)
-    ends = [" × ".join(map(str, x.shape[1:])) for x in (feats, y)]
-    return Card(name, source, hears(model), *parameters(model), *ends, int(left), field(model), *cost(model))
+        maps, left = model.backbone(feats, frames)
+    total, learning = parameters(model)
+    of_front, of_rest = cost(model)
+    return Card(
+        name=name,
+        paper=paper,
+        hears=hears(model),
+        parameters=total,
+        learning=learning,
+        features=_shape(feats),
+        output=_shape(maps),
+        frames=int(left),
+        field=field(model),
+        front_flops=of_front,
+        flops=of_rest,
+    )
 
 # %% ../../nbs/4_models/13_zoo.ipynb #0fa7d28a
-def zoo_table(models) -> pd.DataFrame:
-    """Cards of several detectors, one row each; `models` are names (built by `specimen`) or detectors."""
-    cards = [card(specimen(model) if isinstance(model, str) else model) for model in models]
-    table = pd.DataFrame([vars(c) | {"paper": c.paper.source} for c in cards])
-    return table.set_index("name")
+def zoo_table(models: Iterable[str | Detector]) -> pd.DataFrame:
+    """Cards of several detectors, one row each, by name; `models` are names (built by `specimen`) or detectors.
+
+    Columns are the attributes of `Card`; of the paper, its source.
+
+    Examples
+    --------
+    >>> zoo_table(["bands"]).paper.tolist()
+    ['Muckenhirn 2017']
+    """
+    rows = []
+    for model in models:
+        if isinstance(model, str):
+            model = specimen(model)
+        found = card(model)
+        rows.append(vars(found) | {"paper": found.paper.source})
+    return pd.DataFrame(rows).set_index("name")
 
 # %% ../../nbs/4_models/13_zoo.ipynb #125e7341
 def plot_costs(table: pd.DataFrame, ax=None):
-    """Parameters against FLOPs (front end included) of a `zoo_table`, both logarithmic; one mark a detector."""
+    """Parameters against FLOPs (front end included) of a `zoo_table`, both logarithmic; one mark a detector.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of `zoo_table`.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
     import matplotlib.pyplot as plt
 
     ax = ax or plt.subplots(figsize=(9, 6))[1]
-    flops = (table.flops + table.front_flops) / 1e9
+    gflops = (table.flops + table.front_flops) / 1e9
     for kind, mark in {"features": "o", "wave": "^", "states": "s"}.items():
         rows = table.hears == kind
-        ax.scatter(table.parameters[rows], flops[rows], marker=mark, color="black", s=24, label=f"hears {kind}")
+        ax.scatter(table.parameters[rows], gflops[rows], marker=mark, color="black", s=24, label=f"hears {kind}")
     ax.set(xscale="log", yscale="log", xlabel="parameters", ylabel="GFLOPs for a second of sound")
-    placed: list[tuple[float, float]] = []
-    for name in flops.sort_values().index:  # from below; a label that would cover another moves up
-        x = math.log10(table.parameters[name])
-        y = math.log10(flops[name])
-        height = y
-        while any(abs(x - a) < 0.75 and abs(height - b) < 0.12 for a, b in placed):
-            height += 0.02
-        placed.append((x, height))
-        ends = {"xy": (10**x, 10**y), "xytext": (10 ** (x + 0.06), 10**height)}
-        ax.annotate(
-            name, **ends, fontsize=8, va="center", arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.5}
-        )
+    ax.set_xlim(right=12 * table.parameters.max())  # room for the labels
+    points = {name: (math.log10(table.parameters[name]), math.log10(gflops[name])) for name in table.index}
+    line = {"arrowstyle": "-", "color": "grey", "lw": 0.5}
+    for name, height in _label_heights(points).items():
+        x, y = points[name]
+        beside = (10 ** (x + 0.08), 10**height)
+        ax.annotate(name, xy=(10**x, 10**y), xytext=beside, fontsize=8, va="center", arrowprops=line)
     ax.legend(loc="center left")
     return ax
+
+
+def _label_heights(points: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Heights of labels to the right of points, from below: one that would cover a label or a point moves up."""
+    taken = [(x - 0.02, x + 0.02, y) for x, y in points.values()]  # from, to, height; in powers of ten
+    heights = {}
+    for name in sorted(points, key=lambda name: points[name][1]):
+        x, height = points[name]
+        left = x + 0.06
+        right = left + 0.05 * len(name)
+        beside = [y for start, end, y in taken if start < right and end > left]
+        while any(abs(height - y) < 0.11 for y in beside):
+            height += 0.02
+        heights[name] = height
+        taken.append((left, right, height))
+    return heights

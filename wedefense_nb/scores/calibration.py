@@ -43,8 +43,8 @@ def logits_to_llr(
     ----------
     logits : array_like, shape (N, C)
         Raw outputs (not posteriors: those saturate).
-    counts : dict of class name to float
-        Training recordings of each class *as the loss saw them*: times class weights, equal if balanced.
+    counts : dict of str to float
+        By class: training recordings *as the loss saw them*, times class weights, equal if balanced.
     classes : sequence of str, length C
         Name of each column; "bonafide" is found by name, all others are spoof.
     equal_attacks : bool
@@ -53,35 +53,80 @@ def logits_to_llr(
     Returns
     -------
     numpy.ndarray, shape (N,)
+
+    Raises
+    ------
+    ValueError
+        Logits of another shape, not exactly one class "bonafide", or counts of other classes.
+
+    Examples
+    --------
+    >>> logits_to_llr([[0.0, 2.0]], counts={"spoof": 5, "bonafide": 5})
+    array([2.])
     """
-    z = np.asarray(logits, dtype=float)
+    logits = np.asarray(logits, dtype=float)
     classes = list(classes)
-    if z.ndim != 2 or z.shape[1] != len(classes) or classes.count("bonafide") != 1 or len(classes) < 2:
-        raise ValueError(
-            f"need (N, {len(classes)}) logits and exactly one class 'bonafide', got {z.shape}, {classes}"
-        )
+    as_announced = logits.ndim == 2 and logits.shape[1] == len(classes)
+    if not as_announced or len(classes) < 2 or classes.count("bonafide") != 1:
+        need = f"need (N, {len(classes)}) logits and exactly one class 'bonafide'"
+        raise ValueError(f"{need}, got {logits.shape}, {classes}")
     if set(counts) != set(classes):
         raise ValueError(f"counts are for {sorted(counts)}, classes are {sorted(classes)}")
-    n = np.array([counts[c] for c in classes], dtype=float)
-    bona = np.array([c == "bonafide" for c in classes])
+    n = np.array([counts[name] for name in classes], dtype=float)
+    column = classes.index("bonafide")
+    bona = logits[:, column]
+    n_bona = n[column]
+    attacks = np.delete(logits, column, axis=1)
+    n_attacks = np.delete(n, column)
     if equal_attacks and (n > 0).all():
-        return (
-            z[:, bona][:, 0]
-            - np.log(n[bona])
-            - logsumexp(z[:, ~bona] - np.log(n[~bona]), 1)
-            + np.log((~bona).sum())
-        )
-    return z[:, bona][:, 0] - logsumexp(z[:, ~bona], 1) - prior_log_odds(n[bona].sum(), n[~bona].sum())
+        each = attacks - np.log(n_attacks)
+        return bona - np.log(n_bona) - logsumexp(each, axis=1) + np.log(len(n_attacks))
+    return bona - logsumexp(attacks, axis=1) - prior_log_odds(n_bona, n_attacks.sum())
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #31b60438
 def trial_weights(labels: np.ndarray, p_bonafide: float) -> np.ndarray:
-    """A weight for each trial (N,) so that bona fide trials sum to `p_bonafide` and spoof trials to the rest."""
+    """A weight for each trial so that bona fide trials sum to `p_bonafide` and spoof trials to the rest.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray, shape (N,)
+        `SPOOF` or `BONAFIDE`, both present.
+    p_bonafide : float
+
+    Returns
+    -------
+    numpy.ndarray, shape (N,)
+
+    Examples
+    --------
+    >>> trial_weights(np.array([1, 0, 0]), p_bonafide=0.4)
+    array([0.4, 0.3, 0.3])
+    """
     n_bona = (labels == BONAFIDE).sum()
-    return np.where(labels == BONAFIDE, p_bonafide / n_bona, (1 - p_bonafide) / (len(labels) - n_bona))
+    n_spoof = len(labels) - n_bona
+    return np.where(labels == BONAFIDE, p_bonafide / n_bona, (1 - p_bonafide) / n_spoof)
 
 
 def fit_weights(x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 0.0) -> tuple[np.ndarray, float]:
-    """Coefficients (M,) and offset of prior-weighted logistic regression of labels on scores (N, M)."""
+    """Prior-weighted logistic regression of labels on scores (Brümmer and de Villiers, 2013).
+
+    Parameters
+    ----------
+    x : numpy.ndarray, shape (N, M)
+        Scores of M systems.
+    y : numpy.ndarray, shape (N,)
+        `SPOOF` or `BONAFIDE`.
+    p_bonafide : float
+        Prior of bona fide in the objective; its log-odds are not in the result.
+    ridge : float
+        Penalty ridge/2 · Σ (weight · largest score)², in nats; without one, separable data have no
+        finite weights.
+
+    Returns
+    -------
+    weights : numpy.ndarray, shape (M,)
+    offset : float
+    """
     scale = np.maximum(np.abs(x).max(0), 1e-12)  # scores in the thousands would overflow
     tau = np.log(p_bonafide) - np.log(1 - p_bonafide)
     weight = trial_weights(y, p_bonafide) * len(y)
@@ -94,7 +139,18 @@ def fit_weights(x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #8b83d93e
 def effective_p_spoof(p_spoof: float = 0.05, c_miss: float = 1.0, c_fa: float = 10.0) -> float:
-    """Prior of spoof that, with equal costs, has the same threshold: where to focus calibration (ASVspoof 5: 0.3448)."""
+    """Prior of spoof that has the same threshold with equal costs: where to focus calibration.
+
+    Parameters
+    ----------
+    p_spoof, c_miss, c_fa : float
+        As for `task.bayes_threshold`; ASVspoof 5's by default.
+
+    Examples
+    --------
+    >>> round(effective_p_spoof(), 4), effective_p_spoof(p_spoof=0.5, c_miss=1, c_fa=1)
+    (0.3448, 0.5)
+    """
     return float(1 / (1 + np.exp(-bayes_threshold(p_spoof, c_miss, c_fa))))
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #1ecc1ef6
@@ -104,31 +160,47 @@ class AffineCalibration(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     p_spoof : float
-        Prior of spoof in the objective: 0.5 weighs all working points like Cllr; `effective_p_spoof()` focuses.
+        Prior of spoof in the objective: 0.5 weighs all working points like Cllr, `effective_p_spoof()`
+        focuses on one.
 
     Attributes
     ----------
     a_, b_ : float
     separable_ : bool
         The fitting scores separate the classes; the result is finite by a small penalty only.
+
+    Examples
+    --------
+    >>> calibration = AffineCalibration().fit([0.0, 1.0, 2.0, 3.0], [0, 1, 0, 1])
+    >>> calibration.transform([1.5]).round(6)
+    array([0.])
     """
 
     def __init__(self, p_spoof: float = 0.5):
         self.p_spoof = p_spoof
 
     def fit(self, X, y):
-        """Learn from scores (N,) or (N, 1) and labels (N,): of **dev**, never of the set that is reported."""
+        """Learn from scores (N,) or (N, 1) and labels (N,): of **dev**, never of the set that is reported.
+
+        Raises
+        ------
+        ValueError
+            Scores of several systems, infinite or NaN; one class only; an impossible prior.
+        """
         bayes_threshold(self.p_spoof)  # refuses an impossible prior
-        s, y = check_trials(np.asarray(X, dtype=float).reshape(len(X), -1)[:, 0], y)
-        if not np.isfinite(s).all():
+        scores, y = check_trials(_one_column(X), y)
+        if not np.isfinite(scores).all():
             raise ValueError("infinite scores cannot be calibrated by a straight line")
-        self.separable_ = bool(s[y == BONAFIDE].min() > s[y == SPOOF].max())
+        bona = scores[y == BONAFIDE]
+        spoof = scores[y == SPOOF]
+        self.separable_ = bool(bona.min() > spoof.max() or bona.max() < spoof.min())
+        ridge = 0.0
         if self.separable_:
-            warnings.warn(
-                "the classes are separable: slope kept finite by a penalty; use more dev data", stacklevel=2
-            )
-        a, self.b_ = fit_weights(s[:, None], y, 1 - self.p_spoof, ridge=1e-4 if self.separable_ else 0.0)
-        self.a_ = float(a[0])
+            ridge = 1e-4
+            remedy = "slope kept finite by a penalty; use more dev data"
+            warnings.warn(f"the classes are separable: {remedy}", stacklevel=2)
+        slopes, self.b_ = fit_weights(scores[:, None], y, 1 - self.p_spoof, ridge)
+        self.a_ = float(slopes[0])
         return self
 
     def transform(self, X) -> np.ndarray:
@@ -136,55 +208,118 @@ class AffineCalibration(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return self.a_ * np.asarray(X, dtype=float) + self.b_
 
+# %% ../../nbs/6_scores/01_calibration.ipynb #cali0003
+def _one_column(X) -> np.ndarray:
+    """Scores (N,) or (N, 1) as (N,)."""
+    scores = np.asarray(X, dtype=float)
+    if scores.ndim > 1 and scores.size != len(scores):
+        raise ValueError(
+            f"calibration takes the scores of one system, got the shape {scores.shape}: fuse them first"
+        )
+    return scores.reshape(-1)
+
 # %% ../../nbs/6_scores/01_calibration.ipynb #ec527188
 def reliability(llr, labels, p_spoof: float = 0.5, bins: int = 10) -> pd.DataFrame:
     """How often trials of a predicted probability are bona fide, at a given prior.
 
+    Parameters
+    ----------
+    llr, labels : array_like, shape (N,)
+    p_spoof : float
+        Prior of spoof: the posteriors are computed with it, and the classes reweighted to it.
+    bins : int
+        Equally wide, from 0 to 1; those without trials are left out.
+
     Returns
     -------
     pandas.DataFrame
-        One row a bin: `bin`, `predicted` (mean posterior), `observed` (share of bona fide, classes
-        reweighted to the prior), `count`.
+        One row a bin: `bin`, `predicted` (mean posterior), `observed` (share of bona fide), both over
+        the reweighted trials, and `count`, how many trials there are.
+
+    Examples
+    --------
+    >>> reliability([0.0, 0.0, 0.0], [1, 0, 0]).round(3)
+       bin  predicted  observed  count
+    0    5        0.5       0.5      3
     """
     llr, labels = check_trials(llr, labels)
-    p = posterior(llr, p_spoof)
+    predicted = posterior(llr, p_spoof)
     weight = trial_weights(labels, 1 - p_spoof)
-    t = pd.DataFrame({"bin": np.minimum((p * bins).astype(int), bins - 1), "w": weight, "wp": weight * p})
-    t["wy"] = t.w * (labels == BONAFIDE)
-    g = t.groupby("bin")
-    sums = g[["w", "wp", "wy"]].sum()
-    columns = {"predicted": sums.wp / sums.w, "observed": sums.wy / sums.w, "count": g.size()}
+    trials = pd.DataFrame(
+        {
+            "bin": np.minimum((predicted * bins).astype(int), bins - 1),
+            "weight": weight,
+            "predicted": weight * predicted,
+            "observed": weight * (labels == BONAFIDE),
+        }
+    )
+    groups = trials.groupby("bin")
+    sums = groups.sum()
+    columns = {
+        "predicted": sums.predicted / sums.weight,
+        "observed": sums.observed / sums.weight,
+        "count": groups.size(),
+    }
     return pd.DataFrame(columns).reset_index()
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #186f79f2
 def bayes_error(llr, labels, prior_log_odds=None) -> pd.DataFrame:
     """Normalised cost of Bayes decisions, actual and minimum, over effective priors (Brümmer & du Preez, 2006).
 
+    Parameters
+    ----------
+    llr, labels : array_like, shape (N,)
+    prior_log_odds : array_like, shape (K,), optional
+        Of bona fide, costs included; 121 of them from -6 to 6 by default.
+
     Returns
     -------
     pandas.DataFrame
-        `log_odds` of bona fide, `actual`, `minimum`; 1 is the cost of deciding blindly.
+        K rows: `log_odds`, `actual`, `minimum`; 1 is the cost of deciding blindly.
+
+    Examples
+    --------
+    >>> bayes_error([-2.0, 1.0, 2.0], [0, 0, 1], prior_log_odds=[0.0])
+       log_odds  actual  minimum
+    0       0.0     0.5      0.0
     """
-    x = np.linspace(-6, 6, 121) if prior_log_odds is None else np.asarray(prior_log_odds, dtype=float)
-    c = count(llr, labels)
-    corners = np.stack(pav(c).rates)  # the minimum lies on a corner of the hull
-    k = np.searchsorted(c.scores, -x)
-    p = 1 / (1 + np.exp(-x))
-    weights = np.stack([p, 1 - p], 1)
-    scale = np.minimum(p, 1 - p)
-    actual = (weights * np.stack([c.rates[0][k], c.rates[1][k]], 1)).sum(1) / scale
-    return pd.DataFrame({"log_odds": x, "actual": actual, "minimum": (weights @ corners).min(1) / scale})
+    if prior_log_odds is None:
+        prior_log_odds = np.linspace(-6, 6, 121)
+    log_odds = np.asarray(prior_log_odds, dtype=float)
+    counts = count(llr, labels)
+    pmiss, pfa = counts.rates
+    hull_pmiss, hull_pfa = pav(counts).rates  # the minimum lies on a corner of the convex hull
+    p_bona = 1 / (1 + np.exp(-log_odds))
+    p_spoof = 1 - p_bona
+    blind = np.minimum(p_bona, p_spoof)
+    first = np.searchsorted(counts.scores, -log_odds)  # the first score that is accepted
+    actual = (p_bona * pmiss[first] + p_spoof * pfa[first]) / blind
+    corners = np.outer(p_bona, hull_pmiss) + np.outer(p_spoof, hull_pfa)
+    return pd.DataFrame({"log_odds": log_odds, "actual": actual, "minimum": corners.min(axis=1) / blind})
 
 
 def plot_bayes_error(systems: dict, labels, ax=None):
-    """Draw `bayes_error` for one or several systems: solid actual, dotted minimum; the line marks ASVspoof 5's point."""
+    """Draw `bayes_error` for one or several systems: solid the actual cost, dotted the minimum.
+
+    Parameters
+    ----------
+    systems : dict of str to array_like, shape (N,)
+        LLRs by name.
+    labels : array_like, shape (N,)
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The upright line marks ASVspoof 5's working point.
+    """
     import matplotlib.pyplot as plt
 
     ax = ax or plt.subplots()[1]
     for name, llr in systems.items():
-        t = bayes_error(llr, labels)
-        color = ax.plot(t.log_odds, t.actual, label=name)[0].get_color()
-        ax.plot(t.log_odds, t.minimum, ":", color=color)
+        table = bayes_error(llr, labels)
+        color = ax.plot(table.log_odds, table.actual, label=name)[0].get_color()
+        ax.plot(table.log_odds, table.minimum, ":", color=color)
     ax.axvline(-bayes_threshold(), color="black", lw=1, label="ASVspoof 5")
     ax.set(xlabel="prior log-odds of bona fide, costs included (nats)", ylabel="normalised cost", ylim=(0, 1.4))
     ax.legend()
@@ -192,37 +327,56 @@ def plot_bayes_error(systems: dict, labels, ax=None):
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #3bfdd375
 def eer_threshold(scores, labels) -> float:
-    """Threshold at the equal error rate: the midpoint between the two distinct scores around the crossing."""
-    c = count(scores, labels)
-    pmiss, pfa = c.rates
+    """Threshold at the equal error rate: the midpoint between the two distinct scores around the crossing.
+
+    >>> eer_threshold([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1])
+    2.5
+    """
+    counts = count(scores, labels)
+    pmiss, pfa = counts.rates
     k = int(np.argmax(pmiss >= pfa))  # accept from this score on; k >= 1
-    return float((c.scores[k - 1] + c.scores[min(k, len(c.scores) - 1)]) / 2)
+    below = counts.scores[k - 1]
+    above = counts.scores[min(k, len(counts.scores) - 1)]
+    return float((below + above) / 2)
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #437ffd0d
 class PAVCalibration(TransformerMixin, BaseEstimator):
     """LLR as the best rising step function of the score (pool adjacent violators), finite at the ends.
 
-    Rules: tied scores share a value; between steps the LLR is linear in the score; pure end steps, and everything
-    else, are limited to ±ln(n + 1) with n fitting trials.
+    Rules: tied scores share a value; between steps the LLR is linear in the score; pure end steps,
+    and everything else, are limited to ±ln(n + 1) with n fitting trials.
 
     Attributes
     ----------
     scores_, llr_ : numpy.ndarray
-        First and last score of each step, rising, and their LLRs; `transform` interpolates between them.
+        First and last score of each step (one, where they are the same), rising, and their LLRs;
+        `transform` interpolates between them.
+
+    Examples
+    --------
+    >>> PAVCalibration().fit([1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1]).transform([2.0, 2.5, 3.0])
+    array([0., 0., 0.])
     """
 
     def fit(self, X, y):
-        """Learn from scores (N,) or (N, 1) and labels (N,) of **dev**; ±inf allowed."""
-        s, y = check_trials(np.asarray(X, dtype=float).reshape(len(X), -1)[:, 0], y)
-        c = count(np.clip(s, -1e300, 1e300), y)
-        steps = pav(c)
-        first = np.searchsorted(c.scores, steps.scores)
-        last = np.r_[first[1:], len(c.scores)] - 1
+        """Learn from scores (N,) or (N, 1) and labels (N,) of **dev**; ±inf allowed.
+
+        Raises
+        ------
+        ValueError
+            Scores of several systems, or NaN; one class only.
+        """
+        scores, y = check_trials(_one_column(X), y)
+        counts = count(np.clip(scores, -1e300, 1e300), y)
+        steps = pav(counts)
+        first = np.searchsorted(counts.scores, steps.scores)
+        last = np.append(first[1:], len(counts.scores)) - 1
         limit = np.log(len(y) + 1)
         llr = np.clip(steps.log_ratios(), -limit, limit)
-        keep = np.stack([np.full(len(first), True), first != last], 1)
-        self.scores_ = np.stack([c.scores[first], c.scores[last]], 1)[keep]
-        self.llr_ = np.stack([llr, llr], 1)[keep]
+        always = np.full(len(first), True)
+        is_end = np.stack([always, first != last], axis=1)  # a step of a single score has one end
+        self.scores_ = np.stack([counts.scores[first], counts.scores[last]], axis=1)[is_end]
+        self.llr_ = np.stack([llr, llr], axis=1)[is_end]
         return self
 
     def transform(self, X) -> np.ndarray:
@@ -235,51 +389,88 @@ class PAVCalibration(TransformerMixin, BaseEstimator):
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #4c4e7cb2
 def cross_calibrate(calibration, scores, labels, groups=None, folds: int = 5, seed: int = 0) -> np.ndarray:
-    """LLRs (N,) of which each was made by a map that has not seen its trial, nor its group.
+    """LLRs of which each was made by a map that has not seen its trial, nor its group.
 
     Parameters
     ----------
     calibration : estimator
         Cloned for each fold, such as `AffineCalibration()`.
+    scores, labels : array_like, shape (N,)
     groups : array_like of str, shape (N,), optional
-        One group is left out at a time. Trials without a group (empty text, such as the attack of bona fide trials)
-        are dealt to the groups at random.
+        One group is left out at a time. Trials without a group (empty text, such as the attack of
+        bona fide trials) are dealt to the groups at random.
     folds, seed : int
         Without groups: stratified folds, shuffled by the seed.
+
+    Returns
+    -------
+    numpy.ndarray, shape (N,)
+
+    Examples
+    --------
+    >>> scores = np.array([0.0, 2.0, 1.0, 3.0] * 5)
+    >>> cross_calibrate(AffineCalibration(), scores, np.array([0, 0, 1, 1] * 5)).shape
+    (20,)
     """
     scores, labels = check_trials(scores, labels)
-    llr = np.full(len(scores), np.nan)
-    rng = np.random.default_rng(seed)
     if groups is None:
-        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(scores, labels)
-        fold = np.zeros(len(scores), dtype=int)
-        for i, (_, test) in enumerate(splits):
-            fold[test] = i
+        fold = _stratified_folds(labels, folds, seed)
     else:
-        groups = pd.Series(np.asarray(groups)).fillna("").astype(str).to_numpy()
-        if len(groups) != len(scores):
-            raise ValueError(f"{len(groups)} groups but {len(scores)} scores")
-        names = sorted(set(groups) - {""})
-        fold = np.array([names.index(g) if g else int(rng.integers(len(names))) for g in groups])
+        fold = _group_folds(groups, len(scores), seed)
+    llr = np.full(len(scores), np.nan)
     for i in range(fold.max() + 1):
-        llr[fold == i] = clone(calibration).fit(scores[fold != i], labels[fold != i]).transform(scores[fold == i])
+        here = fold == i
+        fitted = clone(calibration).fit(scores[~here], labels[~here])
+        llr[here] = fitted.transform(scores[here])
     return llr
+
+
+def _stratified_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Number of the fold (N,) of each trial; both classes are spread evenly."""
+    fold = np.zeros(len(labels), dtype=int)
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for i, (_, test) in enumerate(splitter.split(labels, labels)):
+        fold[test] = i
+    return fold
+
+
+def _group_folds(groups, n_trials: int, seed: int) -> np.ndarray:
+    """Number of the group (N,) of each trial; where there is none, it is drawn."""
+    groups = pd.Series(np.asarray(groups)).fillna("").astype(str)
+    if len(groups) != n_trials:
+        raise ValueError(f"{len(groups)} groups but {n_trials} scores")
+    rng = np.random.default_rng(seed)
+    names = sorted(set(groups) - {""})
+    fold = []
+    for group in groups:
+        fold.append(names.index(group) if group else int(rng.integers(len(names))))
+    return np.array(fold)
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #6087f000
 def calibrate(calibration, fit_on: pd.DataFrame, apply_to: pd.DataFrame, allow: str = "") -> pd.DataFrame:
-    """Fit on one table of scores (`utt`, `score`, `label`) and add `llr` to a copy of another.
+    """Fit on one table of scores and add `llr` to a copy of another.
+
+    Parameters
+    ----------
+    calibration : estimator
+        Fitted in place.
+    fit_on : pandas.DataFrame
+        `utt`, `score`, `label`.
+    apply_to : pandas.DataFrame
+        `utt`, `score`, and whatever else.
+    allow : str
+        "fit on the evaluation set", for those who want that.
 
     Raises
     ------
     ValueError
-        The tables share utterances, unless ``allow="fit on the evaluation set"``.
+        The tables share utterances, and nobody asked for it.
     """
     shared = sorted(set(fit_on.utt) & set(apply_to.utt))
     if shared and allow != "fit on the evaluation set":
-        raise ValueError(
-            f"{len(shared)} utterances are in both tables ({', '.join(shared[:3])}…): results would flatter; "
-            "use cross_calibrate, or ask for it in words: allow='fit on the evaluation set'"
-        )
+        what = f"{len(shared)} utterances are in both tables ({', '.join(shared[:3])}…): results would flatter"
+        remedy = "use cross_calibrate, or ask for it in words: allow='fit on the evaluation set'"
+        raise ValueError(f"{what}; {remedy}")
     fitted = calibration.fit(fit_on.score, label_ids(fit_on.label))
     return apply_to.assign(llr=fitted.transform(apply_to.score.to_numpy()))
 
@@ -290,10 +481,26 @@ CALIBRATIONS.add("pav", PAVCalibration)
 
 
 def save_calibration(calibration, path, **notes) -> Path:
-    """Write a fitted calibration as JSON, with notes such as the data it was fitted on."""
+    """Write a fitted calibration as JSON.
+
+    Parameters
+    ----------
+    calibration : estimator
+        Of a kind in `CALIBRATIONS`.
+    path : path
+    **notes
+        Such as the data it was fitted on.
+
+    Returns
+    -------
+    Path
+    """
     check_is_fitted(calibration)
     kind = next(name for name, cls in CALIBRATIONS.items() if type(calibration) is cls)
-    fitted = {k[:-1]: np.asarray(v).tolist() for k, v in vars(calibration).items() if k.endswith("_")}
+    fitted = {}
+    for name, value in vars(calibration).items():
+        if name.endswith("_"):  # as scikit-learn calls what was learned
+            fitted[name.removesuffix("_")] = np.asarray(value).tolist()
     content = {"kind": kind, "parameters": calibration.get_params(), "fitted": fitted, "notes": notes}
     with atomic(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
@@ -301,7 +508,13 @@ def save_calibration(calibration, path, **notes) -> Path:
 
 
 def load_calibration(path) -> TransformerMixin:
-    """Read what `save_calibration` wrote."""
+    """Read what `save_calibration` wrote.
+
+    Raises
+    ------
+    ValueError
+        A kind of calibration that is not in `CALIBRATIONS`.
+    """
     content = json.loads(Path(path).read_text())
     try:
         kind = CALIBRATIONS[content.get("kind")]
@@ -309,5 +522,6 @@ def load_calibration(path) -> TransformerMixin:
         raise ValueError(f"{path}: {error}") from None
     calibration = kind(**content["parameters"])
     for name, value in content["fitted"].items():
-        setattr(calibration, f"{name}_", np.asarray(value) if isinstance(value, list) else value)
+        learned = np.asarray(value) if isinstance(value, list) else value
+        setattr(calibration, f"{name}_", learned)
     return calibration

@@ -18,7 +18,10 @@ from ..task import BONAFIDE, SPOOF, check_trials
 
 # %% ../../nbs/6_scores/03_comparison.ipynb #08434144
 class Difference(NamedTuple):
-    """First system minus second: value, interval, and the two-sided bootstrap p-value of "no difference"."""
+    """First system minus second: value, interval, and the two-sided bootstrap p-value of "no difference".
+
+    `replicates` are those of the bootstrap that had both classes.
+    """
 
     value: float
     low: float
@@ -48,14 +51,27 @@ def paired_test(
         Scores of the two systems.
     labels, groups, n, level, seed, **options
         As for `metrics.confidence_interval`.
+
+    Returns
+    -------
+    Difference
+        First minus second (Bisani and Ney, 2004).
+
+    Examples
+    --------
+    >>> scores = [0.1, 0.4, 0.3, 0.9]
+    >>> paired_test("auc", scores, scores, [0, 0, 1, 1], n=50).value
+    0.0
     """
     options = metric_options([metric], options)
-    kept = bootstrap([metric], [first, second], labels, groups, n, seed, options=options)[..., 0]
-    value = np.subtract(*(METRICS[metric](count(s, labels), **options.get(metric, {})) for s in (first, second)))
-    d = kept[:, 0] - kept[:, 1]
-    low, high = np.quantile(d, [(1 - level) / 2, (1 + level) / 2])
-    p = min(1.0, 2 * (1 + min((d <= 0).sum(), (d >= 0).sum())) / (1 + len(d)))
-    return Difference(float(value), float(low), float(high), float(p), len(d))
+    own = options.get(metric, {})
+    value = METRICS[metric](count(first, labels), **own) - METRICS[metric](count(second, labels), **own)
+    drawn = bootstrap([metric], [first, second], labels, groups, n, seed, options=options)[..., 0]
+    differences = drawn[:, 0] - drawn[:, 1]
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    rarer = min((differences <= 0).sum(), (differences >= 0).sum())
+    p_value = min(1.0, 2 * (1 + rarer) / (1 + len(differences)))
+    return Difference(float(value), float(low), float(high), float(p_value), len(differences))
 
 # %% ../../nbs/6_scores/03_comparison.ipynb #d6f626c4
 def breakdown(metric: str, scores, labels, by, n: int = 1000, seed: int = 0, **options) -> pd.DataFrame:
@@ -67,65 +83,129 @@ def breakdown(metric: str, scores, labels, by, n: int = 1000, seed: int = 0, **o
         A key of `metrics.METRICS`.
     scores, labels : array_like, shape (N,)
     by : array_like of str, shape (N,)
-        Attack, codec, speaker… If no value has both classes, as with attacks, its fakes meet all bona fide trials.
+        Attack, codec, speaker… If no value has both classes, as with attacks, its fakes meet all bona
+        fide trials.
     n, seed, **options
         As for `metrics.confidence_interval`.
 
     Returns
     -------
     pandas.DataFrame
-        A row a value, worst first, "pooled", "average": value, low, high, bonafide, spoof; NaN without both classes.
+        A row a value of `by`, worst first, then "pooled" (all trials) and "average" (of the rows):
+        `condition`, `value`, `low`, `high`, `bonafide`, `spoof`; NaN without both classes.
+
+    Raises
+    ------
+    ValueError
+        Not as many conditions as scores, or what `metrics.confidence_interval` refuses.
+
+    Examples
+    --------
+    >>> table = breakdown("eer", [3.0, 2.0, 1.0, 2.5], [1, 1, 0, 0], by=["", "", "old", "new"], n=20)
+    >>> table.condition.tolist(), table.value.tolist()
+    (['new', 'old', 'pooled', 'average'], [0.5, 0.0, 0.5, 0.25])
     """
     scores, labels = check_trials(scores, labels)
     by = pd.Series(np.asarray(by)).fillna("").astype(str).to_numpy()
     if len(by) != len(scores):
         raise ValueError(f"{len(by)} conditions but {len(scores)} scores")
-    against_all = not set(by[labels == BONAFIDE]) & set(by[labels == SPOOF])
-    conditions = sorted(set(by[labels == SPOOF] if against_all else by))
-    parts = {v: ((by == v) | (labels == BONAFIDE)) if against_all else by == v for v in conditions}
-    bar = tqdm(parts.items(), "breakdown", leave=False, **({} if len(parts) > 20 else {"disable": True}))
-    rows = pd.DataFrame([{"condition": v, **_row(metric, scores[p], labels[p], n, seed, options)} for v, p in bar])
+    parts = _parts(by, labels)
+    bar = {} if len(parts) > 20 else {"disable": True}
+    rows = []
+    for condition, part in tqdm(parts.items(), "breakdown", leave=False, **bar):
+        rows.append({"condition": condition, **_row(metric, scores[part], labels[part], n, seed, options)})
+    rows = pd.DataFrame(rows)
     pooled = {"condition": "pooled", **_row(metric, scores, labels, n, seed, options)}
     average = {"condition": "average", "value": rows.value.mean()}
-    return pd.concat(
-        [rows.sort_values("value", ascending=False), pd.DataFrame([pooled, average])], ignore_index=True
-    )
+    worst_first = rows.sort_values("value", ascending=False)
+    return pd.concat([worst_first, pd.DataFrame([pooled, average])], ignore_index=True)
+
+
+def _parts(by: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Which trials (N,) belong to each condition: if no condition has both classes, all bona fide ones to each."""
+    of_bona = set(by[labels == BONAFIDE])
+    of_spoof = set(by[labels == SPOOF])
+    if of_bona & of_spoof:
+        return {condition: by == condition for condition in sorted(of_bona | of_spoof)}
+    return {condition: (by == condition) | (labels == BONAFIDE) for condition in sorted(of_spoof)}
 
 # %% ../../nbs/6_scores/03_comparison.ipynb #a764c9c8
-def _row(metric: str, scores, labels, n: int, seed: int, options: dict) -> dict:
-    row = {"bonafide": int((labels == BONAFIDE).sum()), "spoof": int((labels == SPOOF).sum())}
+def _row(metric: str, scores: np.ndarray, labels: np.ndarray, n: int, seed: int, options: dict) -> dict:
+    """One row of a breakdown: the metric, its interval, and how many trials of each class there are."""
+    own = metric_options([metric], options).get(metric, {})
+    row = {"value": np.nan, "low": np.nan, "high": np.nan}
+    row["bonafide"] = int((labels == BONAFIDE).sum())
+    row["spoof"] = int((labels == SPOOF).sum())
     if row["bonafide"] == 0 or row["spoof"] == 0:
-        return {"value": np.nan, "low": np.nan, "high": np.nan, **row}
+        return row
+    row["value"] = METRICS[metric](count(scores, labels), **own)
     try:
         found = confidence_interval(metric, scores, labels, n=n, seed=seed, **options)
     except ValueError:  # so few trials that most replicates lose a class: a value without an interval
-        value = METRICS[metric](count(scores, labels), **metric_options([metric], options).get(metric, {}))
-        return {"value": value, "low": np.nan, "high": np.nan, **row}
-    return {"value": found.value, "low": found.low, "high": found.high, **row}
+        return row
+    return row | {"low": found.low, "high": found.high}
 
 # %% ../../nbs/6_scores/03_comparison.ipynb #48da56c0
 def plot_breakdown(table: pd.DataFrame, metric: str = "eer", ax=None):
-    """Points with intervals, one row a condition, from `breakdown`; the line is the pooled value."""
+    """Points with intervals, one row a condition; the dotted line is the pooled value.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `breakdown`.
+    metric : str
+        Its name is written below; the EER in percent.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
     import matplotlib.pyplot as plt
 
     rows = table[table.condition != "average"]
-    scale = 100 if metric in ("eer",) else 1
+    scale = 1
+    label = REPORTED.get(metric, metric)
+    if metric == "eer":
+        scale = 100
+        label += " (%)"
     ax = ax or plt.subplots(figsize=(6, 0.28 * len(rows) + 0.8))[1]
-    at = np.arange(len(rows))[::-1]
+    heights = np.arange(len(rows))[::-1]
     pooled = rows.value[rows.condition == "pooled"].iloc[0]
-    ax.hlines(at, scale * rows.low, scale * rows.high, color=COLORS["spoof"], lw=2)
-    ax.plot(scale * rows.value, at, "o", color="black", ms=5)
+    ax.hlines(heights, scale * rows.low, scale * rows.high, color=COLORS["spoof"], lw=2)
+    ax.plot(scale * rows.value, heights, "o", color="black", ms=5)
     ax.axvline(scale * pooled, color="grey", ls=":")
-    names = [f"{r.condition or '(none)'}  {r.bonafide:.0f}+{r.spoof:.0f}" for r in rows.itertuples()]
-    ax.set_yticks(at, names)
-    ax.set(xlabel=f"{REPORTED.get(metric, metric)}{' (%)' if scale == 100 else ''}", ylabel="")
+    names = [f"{row.condition or '(none)'}  {row.bonafide:.0f}+{row.spoof:.0f}" for row in rows.itertuples()]
+    ax.set_yticks(heights, names)
+    ax.set(xlabel=label, ylabel="")
     return ax
 
 # %% ../../nbs/6_scores/03_comparison.ipynb #e7721167
 def bins(values, n: int = 4, unit: str = "s") -> np.ndarray:
-    """Text labels of `n` bins with about equally many values (N,), such as "1.2 to 1.5 s", for `breakdown`."""
+    """Text labels of bins with about equally many values, for `breakdown`.
+
+    Parameters
+    ----------
+    values : array_like, shape (N,)
+        Numbers, or texts of numbers.
+    n : int
+        How many bins; fewer where values are tied.
+    unit : str
+
+    Returns
+    -------
+    numpy.ndarray of str, shape (N,)
+
+    Examples
+    --------
+    >>> bins([1.0, 2.0, 3.0, 4.0], n=2).tolist()
+    ['1 to 2.5 s', '1 to 2.5 s', '2.5 to 4 s', '2.5 to 4 s']
+    """
     values = pd.to_numeric(pd.Series(np.asarray(values)))
     if values.nunique() == 1:
         return np.full(len(values), f"{values[0]:.3g} {unit}")
-    cut = pd.qcut(values, n, duplicates="drop")
-    return np.array([f"{max(i.left, values.min()):.3g} to {i.right:.3g} {unit}" for i in cut])
+    smallest = values.min()  # qcut begins the first interval a little below
+    labels = []
+    for interval in pd.qcut(values, n, duplicates="drop"):
+        labels.append(f"{max(interval.left, smallest):.3g} to {interval.right:.3g} {unit}")
+    return np.array(labels)

@@ -6,36 +6,56 @@
 __all__ = ['same_trials', 'join', 'MinMaxAverage', 'LinearFusion', 'fit_nonnegative', 'weight_intervals', 'leave_one_out']
 
 # %% ../../nbs/6_scores/02_fusion.ipynb #1499b387
+import warnings
+
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
+from scipy.special import expit
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from ..metrics import METRICS, bootstrap, count, draw_weights
 from .calibration import fit_weights, trial_weights
-from ..task import BONAFIDE, bayes_threshold, check_trials
+from ..task import BONAFIDE, SPOOF, bayes_threshold, check_trials
 
 # %% ../../nbs/6_scores/02_fusion.ipynb #564bcba2
 def same_trials(tables: dict[str, pd.DataFrame]) -> None:
-    """Refuse tables (with a column `utt`) that do not hold the same utterances, each once: the error lists them.
+    """Refuse tables that do not hold the same utterances, each once.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        With a column `utt`; the name stands in the error.
 
     Raises
     ------
     ValueError
         Duplicates, or utterances that one table has and another lacks, counted and named.
+
+    Examples
+    --------
+    >>> same_trials({"A": pd.DataFrame({"utt": ["x"]}), "B": pd.DataFrame({"utt": ["x", "y"]})})
+    Traceback (most recent call last):
+    ValueError: A: 1 missing utterances (y)
     """
     problems = []
-    every = set().union(*(t.utt for t in tables.values()))
+    every = set().union(*(table.utt for table in tables.values()))
     for name, table in tables.items():
         double = table.utt[table.utt.duplicated()].unique().tolist()
         missing = sorted(every - set(table.utt))
         for what, utts in (("duplicate", double), ("missing", missing)):
             if utts:
-                shown = ", ".join(map(str, utts[:5])) + ", …" * (len(utts) > 5)
-                problems.append(f"{name}: {len(utts)} {what} utterances ({shown})")
+                problems.append(f"{name}: {len(utts)} {what} utterances ({_first_five(utts)})")
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def _first_five(names: list) -> str:
+    shown = [str(name) for name in names[:5]]
+    if len(names) > 5:
+        shown.append("…")
+    return ", ".join(shown)
 
 # %% ../../nbs/6_scores/02_fusion.ipynb #97a16de9
 def join(systems: dict[str, pd.DataFrame], column: str = "score") -> pd.DataFrame:
@@ -43,23 +63,39 @@ def join(systems: dict[str, pd.DataFrame], column: str = "score") -> pd.DataFram
 
     Parameters
     ----------
-    systems : dict of name to DataFrame
-        Each with `utt`, the score column, and `label` if known; the same utterances in any order.
+    systems : dict of str to pandas.DataFrame
+        By name: `utt`, the score column, and `label` if known; the same utterances in any order.
+    column : str
+        Of the scores.
 
     Returns
     -------
     pandas.DataFrame
         `utt`, `label` (if the first table has it), then one column a system, in the order given.
+
+    Raises
+    ------
+    ValueError
+        As `same_trials`; or labels that differ from those of the first table.
+
+    Examples
+    --------
+    >>> a = pd.DataFrame({"utt": ["x", "y"], "score": [1.0, 2.0]})
+    >>> join({"A": a, "B": a[::-1]}).B.tolist()
+    [1.0, 2.0]
     """
     same_trials(systems)
-    first = next(iter(systems.values()))
-    out = first[["utt", *(["label"] if "label" in first else [])]].reset_index(drop=True)
+    first_name = next(iter(systems))
+    first = systems[first_name]
+    columns = ["utt", "label"] if "label" in first else ["utt"]
+    joined = first[columns].reset_index(drop=True)
     for name, table in systems.items():
-        indexed = table.set_index("utt").loc[out.utt]
-        if "label" in out and "label" in indexed and (indexed.label.to_numpy() != out.label.to_numpy()).any():
-            raise ValueError(f"{name}: its labels differ from those of {next(iter(systems))}")
-        out[name] = indexed[column].to_numpy(dtype=float)
-    return out
+        table = table.set_index("utt").loc[joined.utt]
+        if "label" in joined and "label" in table:
+            if (table.label.to_numpy() != joined.label.to_numpy()).any():
+                raise ValueError(f"{name}: its labels differ from those of {first_name}")
+        joined[name] = table[column].to_numpy(dtype=float)
+    return joined
 
 # %% ../../nbs/6_scores/02_fusion.ipynb #b429600e
 class MinMaxAverage(TransformerMixin, BaseEstimator):
@@ -68,11 +104,22 @@ class MinMaxAverage(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     min_, max_ : pandas.Series
-        By system; a system with equal scores everywhere is refused.
+        By system.
+
+    Examples
+    --------
+    >>> MinMaxAverage().fit([[0.0, 10.0], [1.0, 20.0]]).transform([[0.5, 20.0]])
+    array([0.75])
     """
 
     def fit(self, X, y=None):
-        """Learn the ranges from the scores (N, M) of dev: a DataFrame with a column a system, or an array."""
+        """Learn the ranges from the scores (N, M) of dev: a DataFrame with a column a system, or an array.
+
+        Raises
+        ------
+        ValueError
+            A system with equal scores everywhere, NaN or infinity.
+        """
         X = _named(X)
         self.min_ = X.min()
         self.max_ = X.max()
@@ -90,16 +137,19 @@ class MinMaxAverage(TransformerMixin, BaseEstimator):
 # %% ../../nbs/6_scores/02_fusion.ipynb #c5e9fdb8
 def _named(X, systems=None) -> pd.DataFrame:
     """Scores as a DataFrame with named columns, in the order of fitting; NaN and infinity are refused."""
-    X = X if isinstance(X, pd.DataFrame) else pd.DataFrame(np.asarray(X, dtype=float))
+    if not isinstance(X, pd.DataFrame):
+        X = pd.DataFrame(np.asarray(X, dtype=float))
     X = X.rename(columns=str)
-    if X.columns.duplicated().any():
-        raise ValueError(f"two systems have one name: {X.columns[X.columns.duplicated()].tolist()}")
+    double = X.columns[X.columns.duplicated()].tolist()
+    if double:
+        raise ValueError(f"two systems have one name: {double}")
     if systems is not None:
-        missing = [s for s in systems if s not in X.columns]
+        missing = [name for name in systems if name not in X.columns]
         if missing:
             raise ValueError(f"no scores of systems {missing}; the fusion was fitted on {list(systems)}")
         X = X[list(systems)]
-    bad = X.columns[~np.isfinite(X.to_numpy(dtype=float)).all(axis=0)].tolist()
+    finite = np.isfinite(X.to_numpy(dtype=float)).all(axis=0)
+    bad = X.columns[~finite].tolist()
     if bad:
         raise ValueError(f"systems {bad} have scores that are NaN or infinite")
     return X.astype(float)
@@ -122,6 +172,15 @@ class LinearFusion(TransformerMixin, BaseEstimator):
     weights_ : pandas.Series
         One weight a system, by name.
     b_ : float
+    separable_ : bool
+        The systems together separate the fitting trials, and no `ridge` was asked for: the weights
+        are finite by a small penalty only.
+
+    Examples
+    --------
+    >>> dev = pd.DataFrame({"A": [0.0, 1.0, 2.0, 3.0], "B": [0.0, 1.0, 1.0, 0.0]})
+    >>> LinearFusion().fit(dev, [0, 1, 0, 1]).weights_.abs().round(3).to_dict()
+    {'A': 0.908, 'B': 0.0}
     """
 
     def __init__(self, p_spoof: float = 0.5, ridge: float = 0.0, nonnegative: bool = False):
@@ -130,12 +189,25 @@ class LinearFusion(TransformerMixin, BaseEstimator):
         self.nonnegative = nonnegative
 
     def fit(self, X, y):
-        """Learn from scores (N, M), a DataFrame with a column a system or an array, and labels (N,) of **dev**."""
-        bayes_threshold(self.p_spoof)
+        """Learn from scores (N, M), a DataFrame with a column a system or an array, and labels (N,) of **dev**.
+
+        Raises
+        ------
+        ValueError
+            Scores that are NaN or infinite, two systems of one name, one class only, an impossible prior.
+        """
+        bayes_threshold(self.p_spoof)  # refuses an impossible prior
         X = _named(X)
         _, y = check_trials(X.iloc[:, 0], y)
+        scores = X.to_numpy()
         solve = fit_nonnegative if self.nonnegative else fit_weights
-        weights, self.b_ = solve(X.to_numpy(), y, 1 - self.p_spoof, self.ridge)
+        weights, self.b_ = solve(scores, y, 1 - self.p_spoof, self.ridge)
+        fused = scores @ weights
+        self.separable_ = bool(self.ridge == 0 and fused[y == BONAFIDE].min() > fused[y == SPOOF].max())
+        if self.separable_:
+            remedy = "weights kept finite by a penalty; use more dev data, or set ridge"
+            warnings.warn(f"the systems together separate the classes: {remedy}", stacklevel=2)
+            weights, self.b_ = solve(scores, y, 1 - self.p_spoof, 1e-4)
         self.weights_ = pd.Series(weights, X.columns)
         return self
 
@@ -148,49 +220,61 @@ class LinearFusion(TransformerMixin, BaseEstimator):
 def fit_nonnegative(
     x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 0.0
 ) -> tuple[np.ndarray, float]:
-    """As `calibration.fit_weights`, with weights that are not negative (L-BFGS-B)."""
+    """As `calibration.fit_weights`, with weights that are not negative (L-BFGS-B).
+
+    >>> weights, offset = fit_nonnegative(np.array([[0.0], [1.0], [2.0]]), np.array([1, 0, 0]), 0.5)
+    >>> weights.tolist(), round(offset, 6)
+    ([0.0], 0.0)
+    """
     scale = np.maximum(np.abs(x).max(0), 1e-12)
     tau = np.log(p_bonafide) - np.log(1 - p_bonafide)
-    weight = trial_weights(y, p_bonafide)
+    trial_weight = trial_weights(y, p_bonafide)
     sign = np.where(y == BONAFIDE, -1.0, 1.0)
-    z = np.column_stack([x / scale, np.ones(len(x))])
+    z = np.column_stack([x / scale, np.ones(len(x))])  # the last coefficient is the offset
 
-    def objective(w):
-        margin = sign * (z @ w + tau)
-        gradient = z.T @ (weight * sign / (1 + np.exp(-margin)))
-        penalty = 0.5 * ridge * (w[:-1] ** 2).sum()
-        return weight @ np.logaddexp(0, margin) + penalty, gradient + ridge * np.r_[w[:-1], 0.0]
+    def loss_and_gradient(w: np.ndarray) -> tuple[float, np.ndarray]:
+        wrong_side = sign * (z @ w + tau)
+        penalised = np.append(w[:-1], 0.0)  # not the offset
+        loss = trial_weight @ np.logaddexp(0, wrong_side) + 0.5 * ridge * (penalised**2).sum()
+        slope = trial_weight * sign * expit(wrong_side)
+        return loss, z.T @ slope + ridge * penalised
 
+    start = np.zeros(x.shape[1] + 1)
     bounds = [(0, None)] * x.shape[1] + [(None, None)]
-    found = minimize(
-        objective,
-        np.zeros(x.shape[1] + 1),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000},
-    )
+    options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000}
+    found = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return found.x[:-1] / scale, float(found.x[-1])
 
 # %% ../../nbs/6_scores/02_fusion.ipynb #78bab5a1
 def weight_intervals(fusion: LinearFusion, X, y, n: int = 200, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-    """Weights with bootstrap intervals (dev trials redrawn), times the system's standard deviation on dev.
+    """How sure the weights are: fitted again on redrawn dev trials.
+
+    Parameters
+    ----------
+    fusion : LinearFusion
+        Cloned for each fit.
+    X, y : array_like, shape (N, M) and (N,)
+        Scores and labels of dev.
+    n, level, seed : int, float, int
+        Bootstrap replicates, coverage, random seed.
 
     Returns
     -------
     pandas.DataFrame
-        Index: system; `weight`, `low`, `high`, in nats a standard deviation.
+        Index: system; `weight`, `low`, `high`: times the system's standard deviation on dev, so in
+        nats a standard deviation.
     """
     X = _named(X)
     y = np.asarray(y)
     spread = X.std()
-    rows = []
-    for drawn in draw_weights(len(X), None, n, seed):
-        index = np.repeat(np.arange(len(X)), drawn)
-        if 0 < y[index].sum() < len(index):
-            rows.append(clone(fusion).fit(X.iloc[index], y[index]).weights_ * spread)
-    low = pd.DataFrame(rows).quantile((1 - level) / 2)
-    high = pd.DataFrame(rows).quantile((1 + level) / 2)
+    weights = []
+    for times in draw_weights(len(X), None, n, seed):
+        drawn = np.repeat(np.arange(len(X)), times)
+        if len(np.unique(y[drawn])) == 2:
+            weights.append(clone(fusion).fit(X.iloc[drawn], y[drawn]).weights_ * spread)
+    weights = pd.DataFrame(weights)
+    low = weights.quantile((1 - level) / 2)
+    high = weights.quantile((1 + level) / 2)
     return pd.DataFrame({"weight": clone(fusion).fit(X, y).weights_ * spread, "low": low, "high": high})
 
 # %% ../../nbs/6_scores/02_fusion.ipynb #7a5add7e
@@ -199,20 +283,35 @@ def leave_one_out(
 ) -> pd.DataFrame:
     """What each system is worth: the metric on eval when it is left out of the fusion, minus with all of them.
 
+    Parameters
+    ----------
+    fusion : estimator
+        Cloned for each fit, such as `LinearFusion()`.
+    dev, y_dev : array_like, shape (N, M) and (N,)
+        Scores and labels to learn from; two systems at least.
+    ev, y_eval : array_like, shape (K, M) and (K,)
+        Those to report on.
+    metric : str
+        A key of `metrics.METRICS`, lower is better.
+    n, seed : int
+        Bootstrap replicates, random seed.
+
     Returns
     -------
     pandas.DataFrame
-        Index: system; `without`, `gain` (positive: the system helps) with `low` and `high` by a paired bootstrap.
+        Index: system; `without`, `gain` (positive: the system helps) with `low` and `high`, 95 % by a
+        paired bootstrap.
     """
     dev = _named(dev)
-    rows = []
     scores = [clone(fusion).fit(dev, y_dev).transform(ev)]
-    scores += [clone(fusion).fit(d, y_dev).transform(ev) for d in (dev.drop(columns=s) for s in dev)]
-    draws = bootstrap([metric], scores, y_eval, n=n, seed=seed)[..., 0]
+    for system in dev:
+        others = dev.drop(columns=system)
+        scores.append(clone(fusion).fit(others, y_dev).transform(ev))
     values = [METRICS[metric](count(s, y_eval)) for s in scores]
+    draws = bootstrap([metric], scores, y_eval, n=n, seed=seed)[..., 0]
+    rows = []
     for i, system in enumerate(dev, start=1):
         low, high = np.quantile(draws[:, i] - draws[:, 0], [0.025, 0.975])
-        rows.append(
-            {"system": system, "without": values[i], "gain": values[i] - values[0], "low": low, "high": high}
-        )
+        gain = values[i] - values[0]
+        rows.append({"system": system, "without": values[i], "gain": gain, "low": low, "high": high})
     return pd.DataFrame(rows).set_index("system")

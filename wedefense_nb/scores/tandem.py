@@ -21,10 +21,25 @@ TRIAL_KINDS = ("target", "nontarget", "spoof")
 def split_kinds(scores, kinds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores of target, nontarget and spoof trials.
 
+    Parameters
+    ----------
+    scores : array_like, shape (N,)
+    kinds : array_like of str, shape (N,)
+        Of `TRIAL_KINDS`.
+
+    Returns
+    -------
+    target, nontarget, spoof : numpy.ndarray
+
     Raises
     ------
     ValueError
         Lengths that differ, NaN, an unknown kind, or a kind without trials.
+
+    Examples
+    --------
+    >>> split_kinds([1.0, 2.0, 3.0], ["spoof", "target", "nontarget"])
+    (array([2.]), array([3.]), array([1.]))
     """
     scores = np.asarray(scores, dtype=np.float64).ravel()
     kinds = np.asarray(kinds).astype(str).ravel()
@@ -32,11 +47,12 @@ def split_kinds(scores, kinds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         raise ValueError(f"{len(scores)} scores but {len(kinds)} kinds")
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN")
-    unknown = sorted(set(kinds) - set(TRIAL_KINDS))
-    absent = [k for k in TRIAL_KINDS if k not in set(kinds)]
+    found = set(kinds)
+    unknown = sorted(found - set(TRIAL_KINDS))
+    absent = [kind for kind in TRIAL_KINDS if kind not in found]
     if unknown or absent:
         raise ValueError(f"kinds must be {TRIAL_KINDS}: unknown {unknown}, without trials {absent}")
-    return tuple(scores[kinds == k] for k in TRIAL_KINDS)
+    return tuple(scores[kinds == kind] for kind in TRIAL_KINDS)
 
 # %% ../../nbs/6_scores/04_tandem.ipynb #301d4243
 def _below(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -45,7 +61,11 @@ def _below(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/6_scores/04_tandem.ipynb #ca01b599
 class Costs(NamedTuple):
-    """Priors and costs of a tandem system; the defaults are ASVspoof 5's."""
+    """Priors and costs of a tandem system; the defaults are ASVspoof 5's.
+
+    The priors add up to 1. `c_miss` is the cost of rejecting a target, the others are those of
+    accepting a nontarget and a spoof.
+    """
 
     p_target: float = 0.9405
     p_nontarget: float = 0.0095
@@ -69,17 +89,34 @@ def a_dcf(scores, kinds, costs: Costs = ASVSPOOF5) -> float:
     kinds : array_like of str, shape (N,)
         "target", "nontarget" or "spoof".
     costs : Costs
+
+    Returns
+    -------
+    float
+        In [0, 1]; 1 is the cost of accepting, or of rejecting, everybody.
+
+    Raises
+    ------
+    ValueError
+        What `split_kinds` refuses.
+
+    Examples
+    --------
+    >>> a_dcf([2.0, 1.0, 0.0], ["target", "nontarget", "spoof"])
+    0.0
     """
     target, nontarget, spoof = split_kinds(scores, kinds)
-    t = np.append(np.unique(np.concatenate([target, nontarget, spoof])), np.inf)
-    miss = costs.c_miss * costs.p_target * _below(target, t)
-    fa = costs.c_fa_nontarget * costs.p_nontarget * (1 - _below(nontarget, t))
-    fa += costs.c_fa_spoof * costs.p_spoof * (1 - _below(spoof, t))
-    return float((miss + fa).min() / min(costs.c_miss * costs.p_target, fa[0]))
+    thresholds = np.append(np.unique(np.concatenate([target, nontarget, spoof])), np.inf)
+    miss = costs.c_miss * costs.p_target * _below(target, thresholds)
+    fa = costs.c_fa_nontarget * costs.p_nontarget * (1 - _below(nontarget, thresholds))
+    fa += costs.c_fa_spoof * costs.p_spoof * (1 - _below(spoof, thresholds))
+    reject_all = costs.c_miss * costs.p_target
+    accept_all = fa[0]
+    return float((miss + fa).min() / min(reject_all, accept_all))
 
 # %% ../../nbs/6_scores/04_tandem.ipynb #10cc8f47
 class AsvRates(NamedTuple):
-    """Error rates of a verifier at its threshold; the defaults are those of ASVspoof 5's own verifier."""
+    """Error rates of a verifier at its threshold, fractions; the defaults are those of ASVspoof 5's own."""
 
     p_miss_target: float = 0.01880141010575793
     p_fa_nontarget: float = 0.01881016557566423
@@ -91,26 +128,36 @@ ASVSPOOF5_VERIFIER = AsvRates()
 
 
 def asv_rates(scores, kinds, threshold: float | None = None) -> AsvRates:
-    """Rates of a verifier at a threshold (accept iff >=), by default where targets and nontargets have the EER (nearest).
+    """Error rates of a verifier.
 
-    The challenges' package takes the last *rejected* score for its threshold, one trial lower.
+    Parameters
+    ----------
+    scores, kinds : array_like, shape (N,)
+        Of the verifier, higher = more likely the same person; as for `split_kinds`.
+    threshold : float, optional
+        Accept iff score >= threshold. By default that at the EER of targets against nontargets, the
+        nearest point. (The challenges' package takes the last *rejected* score, one trial lower.)
+
+    Returns
+    -------
+    AsvRates
+
+    Examples
+    --------
+    >>> asv_rates([3.0, 1.0, 2.0], ["target", "nontarget", "spoof"], threshold=2.0)[:3]
+    (0.0, 0.0, 1.0)
     """
     target, nontarget, spoof = split_kinds(scores, kinds)
-    if threshold is not None:
-        return AsvRates(
-            *(
-                float(x)
-                for x in [
-                    (target < threshold).mean(),
-                    (nontarget >= threshold).mean(),
-                    (spoof >= threshold).mean(),
-                    threshold,
-                ]
-            )
-        )
-    trials = np.concatenate([target, nontarget]), np.repeat([BONAFIDE, SPOOF], [len(target), len(nontarget)])
-    t, pmiss, pfa = operating_points(*trials)
-    return asv_rates(scores, kinds, float(t[np.argmin(np.abs(pmiss - pfa))]))
+    if threshold is None:
+        labels = np.repeat([BONAFIDE, SPOOF], [len(target), len(nontarget)])
+        thresholds, pmiss, pfa = operating_points(np.concatenate([target, nontarget]), labels)
+        threshold = thresholds[np.argmin(np.abs(pmiss - pfa))]
+    return AsvRates(
+        p_miss_target=float((target < threshold).mean()),
+        p_fa_nontarget=float((nontarget >= threshold).mean()),
+        p_fa_spoof=float((spoof >= threshold).mean()),
+        threshold=float(threshold),
+    )
 
 # %% ../../nbs/6_scores/04_tandem.ipynb #83b6f52f
 def min_tdcf(cm_scores, kinds, asv: AsvRates = ASVSPOOF5_VERIFIER, costs: Costs = ASVSPOOF5) -> float:
@@ -124,17 +171,27 @@ def min_tdcf(cm_scores, kinds, asv: AsvRates = ASVSPOOF5_VERIFIER, costs: Costs 
         Targets and nontargets are both bona fide here.
     asv : AsvRates
         From `asv_rates`, or ASVspoof 5's by default.
+    costs : Costs
+
+    Returns
+    -------
+    float
+        At most 1, the cost of the verifier with a detector that decides blindly.
 
     Raises
     ------
     ValueError
         Hard decisions (fewer than three distinct scores), or rates for which a detector cannot help.
+
+    Examples
+    --------
+    >>> kinds = ["target", "nontarget", "spoof"]
+    >>> round(min_tdcf([2.0, 1.0, 0.0], kinds, AsvRates(0.0, 0.0, 0.5)), 3)
+    0.0
     """
     miss, fa = _cm_rates(cm_scores, kinds)
-    c0 = (
-        costs.p_target * costs.c_miss * asv.p_miss_target
-        + costs.p_nontarget * costs.c_fa_nontarget * asv.p_fa_nontarget
-    )
+    c0 = costs.p_target * costs.c_miss * asv.p_miss_target
+    c0 += costs.p_nontarget * costs.c_fa_nontarget * asv.p_fa_nontarget
     c1 = costs.p_target * costs.c_miss - c0
     c2 = costs.p_spoof * costs.c_fa_spoof * asv.p_fa_spoof
     _useful(c1, c2)
@@ -142,25 +199,45 @@ def min_tdcf(cm_scores, kinds, asv: AsvRates = ASVSPOOF5_VERIFIER, costs: Costs 
 
 # %% ../../nbs/6_scores/04_tandem.ipynb #fcdf5ebd
 def _cm_rates(cm_scores, kinds) -> tuple[np.ndarray, np.ndarray]:
+    """Miss and false-acceptance rates of the detector (K + 1,), bona fide against spoof, at all thresholds."""
     target, nontarget, spoof = split_kinds(cm_scores, kinds)
-    bona = np.concatenate([target, nontarget])
-    if len(np.unique(np.concatenate([bona, spoof]))) < 3:
+    scores = np.concatenate([target, nontarget, spoof])
+    if len(np.unique(scores)) < 3:
         raise ValueError("the detector's scores are hard decisions: a tandem cost needs scores")
-    labels = np.repeat([BONAFIDE, SPOOF], [len(bona), len(spoof)])
-    return operating_points(np.concatenate([bona, spoof]), labels)[1:]
+    labels = np.repeat([BONAFIDE, BONAFIDE, SPOOF], [len(target), len(nontarget), len(spoof)])
+    _, pmiss, pfa = operating_points(scores, labels)
+    return pmiss, pfa
 
 
 def _useful(c1: float, c2: float) -> None:
+    """Refuse prices of the detector's misses and false acceptances that are negative."""
     if c1 < 0 or c2 < 0:
-        raise ValueError(
-            f"the verifier's rates leave nothing for a detector to do (C1 {c1:.3g}, C2 {c2:.3g}): check them"
-        )
+        what = "the verifier's rates leave nothing for a detector to do"
+        raise ValueError(f"{what} (C1 {c1:.3g}, C2 {c2:.3g}): check them")
 
 # %% ../../nbs/6_scores/04_tandem.ipynb #537efb2e
 def min_tdcf_2019(cm_scores, kinds, asv: AsvRates, costs: Costs = ASVSPOOF5, c_miss_cm: float = 1.0) -> float:
     """Minimum normalised t-DCF in the form of ASVspoof 2019 (Kinnunen et al., 2018).
 
-    `costs.c_miss` and `c_fa_nontarget` are the verifier's, `c_miss_cm` and `costs.c_fa_spoof` the detector's.
+    Parameters
+    ----------
+    cm_scores, kinds : array_like, shape (N,)
+        As for `min_tdcf`.
+    asv : AsvRates
+    costs : Costs
+        `c_miss` and `c_fa_nontarget` are the verifier's costs, `c_fa_spoof` is the detector's.
+    c_miss_cm : float
+        The detector's cost of rejecting bona fide.
+
+    Raises
+    ------
+    ValueError
+        As `min_tdcf`.
+
+    Examples
+    --------
+    >>> min_tdcf_2019([2.0, 1.0, 0.0], ["target", "nontarget", "spoof"], ASVSPOOF5_VERIFIER)
+    0.0
     """
     miss, fa = _cm_rates(cm_scores, kinds)
     c1 = costs.p_target * (c_miss_cm - costs.c_miss * asv.p_miss_target)
@@ -171,44 +248,67 @@ def min_tdcf_2019(cm_scores, kinds, asv: AsvRates, costs: Costs = ASVSPOOF5, c_m
 
 # %% ../../nbs/6_scores/04_tandem.ipynb #99109860
 def t_eer(cm_scores, asv_scores, kinds) -> float:
-    """Concurrent tandem equal error rate, a fraction (Kinnunen et al., 2023); tied scores move together.
+    """Concurrent tandem equal error rate (Kinnunen et al., 2023); tied scores move together.
 
     Parameters
     ----------
     cm_scores, asv_scores : array_like, shape (N,)
         Of the detector and of the verifier, on the same trials.
     kinds : array_like of str, shape (N,)
+
+    Returns
+    -------
+    float
+        A fraction.
+
+    Raises
+    ------
+    ValueError
+        What `split_kinds` refuses.
+
+    Examples
+    --------
+    >>> t_eer([1.0, 1.0, 0.0], [1.0, 0.0, 1.0], ["target", "nontarget", "spoof"])
+    0.0
     """
-    cm = split_kinds(cm_scores, kinds)
-    asv = split_kinds(asv_scores, kinds)
-    t_asv = np.append(np.unique(np.concatenate(asv)), np.inf)
-    miss = _below(asv[0], t_asv)
-    fa_non = 1 - _below(asv[1], t_asv)
-    fa_spf = 1 - _below(asv[2], t_asv)
-    t_cm = np.append(np.unique(np.concatenate(cm)), np.inf)
-    cm_miss = _below(np.concatenate(cm[:2]), t_cm)
-    cm_fa = 1 - _below(cm[2], t_cm)
-    path = (miss < 0.5 * fa_non + 0.5 * fa_spf) & (fa_spf > 0)
-    if not path.any():
-        return float("nan")  # a verifier that rejects more targets than it accepts of the others, at any threshold
-    k = _balance(miss[path], fa_non[path], fa_spf[path], cm_miss, cm_fa)
+    cm_target, cm_nontarget, cm_spoof = split_kinds(cm_scores, kinds)
+    asv_target, asv_nontarget, asv_spoof = split_kinds(asv_scores, kinds)
+    cm_bona = np.concatenate([cm_target, cm_nontarget])
+    cm_thresholds = np.append(np.unique(np.concatenate([cm_bona, cm_spoof])), np.inf)
+    cm_miss = _below(cm_bona, cm_thresholds)
+    cm_fa = 1 - _below(cm_spoof, cm_thresholds)
+    asv_scores = np.concatenate([asv_target, asv_nontarget, asv_spoof])
+    asv_thresholds = np.append(np.unique(asv_scores), np.inf)
+    miss = _below(asv_target, asv_thresholds)
+    fa_nontarget = 1 - _below(asv_nontarget, asv_thresholds)
+    fa_spoof = 1 - _below(asv_spoof, asv_thresholds)
+    on_path = (miss < 0.5 * fa_nontarget + 0.5 * fa_spoof) & (fa_spoof > 0)  # the lowest threshold always is
+    miss = miss[on_path]
+    fa_nontarget = fa_nontarget[on_path]
+    fa_spoof = fa_spoof[on_path]
+    k = _balance(miss, fa_nontarget, fa_spoof, cm_miss, cm_fa)
     with np.errstate(divide="ignore", invalid="ignore"):
-        gap = np.abs(fa_non[path] / fa_spf[path] - cm_fa[k] / (1 - cm_miss[k]))
+        gap = np.abs(fa_nontarget / fa_spoof - cm_fa[k] / (1 - cm_miss[k]))
     gap[cm_miss[k] >= 1] = np.inf
     first = np.argmax(gap <= gap.min() + 1e-12)
-    return float(fa_spf[path][first] * cm_fa[k[first]])
+    return float(fa_spoof[first] * cm_fa[k[first]])
 
 # %% ../../nbs/6_scores/04_tandem.ipynb #ba809beb
 def _balance(
-    m: np.ndarray, non: np.ndarray, spf: np.ndarray, cm_miss: np.ndarray, cm_fa: np.ndarray
+    miss: np.ndarray, fa_nontarget: np.ndarray, fa_spoof: np.ndarray, cm_miss: np.ndarray, cm_fa: np.ndarray
 ) -> np.ndarray:
-    """Detector thresholds where tandem misses and false acceptances are closest, one for each verifier threshold."""
+    """Detector thresholds where tandem misses and false acceptances are closest, one for each of the verifier's.
 
-    def excess(k):  # rises with k, so the crossing is found by bisection
-        return cm_miss[k] + (1 - cm_miss[k]) * (m - 0.5 * non) - 0.5 * cm_fa[k] * spf
+    The verifier's rates have the shape (K,), the detector's (L,); the result is (K,) indices into the latter.
+    """
 
-    low = np.zeros(len(m), dtype=np.int64)
-    high = np.full(len(m), len(cm_miss) - 1)
+    def excess(k: np.ndarray) -> np.ndarray:  # of misses; it rises with k
+        tandem_miss = cm_miss[k] + (1 - cm_miss[k]) * miss
+        tandem_fa = 0.5 * (1 - cm_miss[k]) * fa_nontarget + 0.5 * cm_fa[k] * fa_spoof
+        return tandem_miss - tandem_fa
+
+    low = np.zeros(len(miss), dtype=np.int64)
+    high = np.full(len(miss), len(cm_miss) - 1)
     for _ in range(len(cm_miss).bit_length()):
         middle = (low + high) // 2
         over = excess(middle) >= 0

@@ -21,11 +21,11 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..augmentation.policies import make_policy
-from ..augmentation.transforms import changing_loader
+from ..augmentation.transforms import Transform, changing_loader
 from ..data.batches import Batch, Keys, epoch_batches, share, token_batches
 from ..data.crops import Crop
 from ..data.manifest import Manifest, utt_rng
@@ -46,7 +46,7 @@ from wedefense_nb.training.selection import (
 # %% ../../nbs/5_training/04_loop.ipynb #ffceec52
 @dataclass(frozen=True)
 class FitConfig:
-    """How to train; every value that can change the result. The words beside each field are its description.
+    """How to train: every value that can change the result. The words beside a field say what it is.
 
     Raises
     ------
@@ -62,12 +62,8 @@ class FitConfig:
     epochs: Annotated[int, "passes over the training set"] = 10
     batch_size: Annotated[int, "recordings a step"] = 16
     crop: Annotated[float | None, "seconds of each recording to train on; null: whole recordings"] = 2.0
-    crop_policy: Annotated[str, "what of longer ones is kept, random or start; shorter ones: tile or zero"] = (
-        "random"
-    )
-    crop_label: Annotated[Literal["segments", "keep"], "class of a crop: by what is fake in it, or kept"] = (
-        "segments"
-    )
+    crop_policy: Annotated[str, "longer ones: random or start; shorter ones: tile or zero"] = "random"
+    crop_label: Annotated[Literal["segments", "keep"], "class of a crop: by its segments, or kept"] = "segments"
     batch_seconds: Annotated[float | None, "with whole recordings: seconds a step, padding included"] = None
     lr: Annotated[float, "peak learning rate"] = 1e-3
     warmup: Annotated[float, "share of all steps spent rising to the peak"] = 0.1
@@ -103,7 +99,7 @@ class FitConfig:
         if self.batch_seconds is not None and self.crop is not None:
             both = f"batch_seconds {self.batch_seconds} is for whole recordings, and crop is {self.crop}"
             raise ValueError(f"{both}: unset one")
-        should_stop([], self.patience)
+        should_stop([], self.patience)  # these three refuse what they could not use later
         chosen_epochs([], 1, self.average_by)
         self.cropping()
 
@@ -115,7 +111,24 @@ class FitConfig:
 
 # %% ../../nbs/5_training/04_loop.ipynb #96d63c96
 def lr_at(step: float, total: int, config: FitConfig) -> float:
-    """Learning rate of a step (0-based): a straight rise to `lr`, then half a cosine down to `final_lr * lr`."""
+    """Learning rate of a step: a straight rise to `lr`, then half a cosine down to `final_lr * lr`.
+
+    The rise takes `warmup` of all steps, at least one (SGDR's cosine without restarts, Loshchilov
+    and Hutter, 2017).
+
+    Parameters
+    ----------
+    step : float
+        0-based; between whole numbers where epochs differ in length.
+    total : int
+        Steps of the whole training.
+    config : FitConfig
+
+    Examples
+    --------
+    >>> [lr_at(step, 4, FitConfig(lr=1.0, warmup=0.5)) for step in (0, 1, 2)]
+    [0.5, 1.0, 1.0]
+    """
     rise = max(1, round(config.warmup * total))
     if step < rise:
         return config.lr * (step + 1) / rise
@@ -125,11 +138,11 @@ def lr_at(step: float, total: int, config: FitConfig) -> float:
 
 # %% ../../nbs/5_training/04_loop.ipynb #fce232f6
 def _step(run: "Run", batch: Batch, lr: float, progress: float) -> float:
-    """One optimizer step; returns the loss."""
+    """One optimizer step with this learning rate; returns the loss."""
     accelerator = run.accelerator
     number = run.state["step"]
-    draw = utt_rng(f"step {number} of rank {accelerator.process_index}", run.config.seed)
-    torch.manual_seed(int(draw.integers(2**62)))
+    rng = utt_rng(f"step {number} of rank {accelerator.process_index}", run.config.seed)
+    torch.manual_seed(int(rng.integers(2**62)))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     batch = batch.to(accelerator.device)
@@ -157,7 +170,7 @@ FREE = ("workers", "save_every", "score_seconds")  # these change nothing that i
 
 def _identity(objective: Objective, train: Manifest, dev: Manifest, config: FitConfig, world: int) -> dict:
     """What must be equal for a run to be continued: objective, model, settings, data, number of processes."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
     return {
         "objective": type(objective).__name__,
         "model": str(getattr(objective.model, "config", "")),
@@ -171,12 +184,15 @@ def _identity(objective: Objective, train: Manifest, dev: Manifest, config: FitC
 
 
 def _resume(path: Path, identity: dict) -> dict | None:
-    """State of an earlier run of the same settings and data in this folder, or None."""
+    """State of an earlier run in this folder, None if there is none; ValueError if it was another run."""
     if not path.is_file():
         return None
     state = torch.load(path, weights_only=True, map_location="cpu")
-    old = state["identity"]
-    changed = [f"{k}: {old.get(k)!r} before, {v!r} now" for k, v in identity.items() if old.get(k) != v]
+    before = state["identity"]
+    changed = []
+    for name, now in identity.items():
+        if before.get(name) != now:
+            changed.append(f"{name}: {before.get(name)!r} before, {now!r} now")
     if changed:
         what = f"{path.parent.parent} holds a run with other settings ({'; '.join(changed)})"
         raise ValueError(f"{what}: choose another folder or delete it")
@@ -184,31 +200,61 @@ def _resume(path: Path, identity: dict) -> dict | None:
 
 # %% ../../nbs/5_training/04_loop.ipynb #4c05faad
 class Run:
-    """One training run: everything that `last.pt` stores, and the folder it lives in."""
+    """One training run: everything that `last.pt` stores, and the folder it lives in.
+
+    Parameters
+    ----------
+    objective : Objective
+        Its model gets the weights of an earlier run, if `out` holds one.
+    train, dev : Manifest
+    config : FitConfig
+    out : Path
+        The run folder.
+    accelerator : accelerate.Accelerator
+
+    Attributes
+    ----------
+    state : dict
+        `identity`, `step` (steps done in all), `done` (those of the current epoch), `loss` (their
+        sum), `seen` (what the objective counted), `history` (a row for each finished epoch).
+    steps : int
+        Of the first epoch; with batches by seconds, others have a few more or less.
+
+    Raises
+    ------
+    ValueError
+        `out` holds a run of other settings or data.
+    """
 
     def __init__(
-        self, objective: Objective, train: Manifest, dev: Manifest, config: FitConfig, out: Path, accelerator
+        self,
+        objective: Objective,
+        train: Manifest,
+        dev: Manifest,
+        config: FitConfig,
+        out: Path,
+        accelerator: Accelerator,
     ):
         self.config = config
-        self.accelerator: Accelerator = accelerator
+        self.accelerator = accelerator
         self.folder = out / "checkpoints"
         self.train = train
         self.dev = dev
         self.data = open_dataset(train, config.cropping())
         self.model = objective.model
-        self.steps = len(self.batches(0))  # of batches by seconds, other epochs have a few more or less
+        self.steps = len(self.batches(0))
         identity = _identity(objective, train, dev, config, accelerator.num_processes)
         self.state = {"identity": identity, "step": 0, "done": 0, "seen": [], "history": [], "loss": 0.0}
-        old = _resume(self.folder / "last.pt", identity)
+        earlier = _resume(self.folder / "last.pt", identity)
         learning = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=config.lr, weight_decay=config.weight_decay)
-        if old:
-            load_learned(self.model, old["model"])
-            optimizer.load_state_dict(old["optimizer"])
-            self.state = {k: old[k] for k in self.state}
+        if earlier is not None:
+            load_learned(self.model, earlier["model"])
+            optimizer.load_state_dict(earlier["optimizer"])
+            self.state = {name: earlier[name] for name in self.state}
         self.objective, self.optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
-        if old and accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(old["scaler"])
+        if earlier is not None and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(earlier["scaler"])
 
     @property
     def epoch(self) -> int:
@@ -221,13 +267,21 @@ class Run:
         return [row["dev"] for row in self.state["history"]]
 
     def batches(self, epoch: int) -> list[Keys]:
-        """This process's share of an epoch."""
-        c = self.config
-        if c.batch_seconds is None:
-            plan = epoch_batches(self.train, c.batch_size, epoch, c.seed, c.balance, bucket=c.crop is None)
+        """This process's share of an epoch (0-based): batches of (epoch, row of the manifest)."""
+        config = self.config
+        if config.batch_seconds is None:
+            by_length = config.crop is None
+            plan = epoch_batches(
+                self.train, config.batch_size, epoch, config.seed, config.balance, bucket=by_length
+            )
         else:
-            plan = token_batches(self.train, c.batch_seconds, epoch, c.seed, c.balance)
+            plan = token_batches(self.train, config.batch_seconds, epoch, config.seed, config.balance)
         return share(plan, self.accelerator.process_index, self.accelerator.num_processes)
+
+    def count(self, seen: Tensor) -> None:
+        """Add what the objective counted in a batch (N,)."""
+        before = self.state["seen"] or [0] * len(seen)
+        self.state["seen"] = [a + b for a, b in zip(before, seen.tolist(), strict=True)]
 
     def save(self) -> None:
         """Write `last.pt`, from which a new process continues."""
@@ -243,19 +297,22 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def file(self, epoch: int) -> Path:
-        """What learned, as it was after an epoch."""
+        """Where what learned is kept, as it was after an epoch (0-based)."""
         return self.folder / f"epoch_{epoch:03d}.safetensors"
 
 # %% ../../nbs/5_training/04_loop.ipynb #f26e83ea
-def _training_batches(run: Run, plan: list[Keys], change) -> Iterator[Batch]:
+def _training_batches(run: Run, plan: list[Keys], change: Transform | None) -> Iterator[Batch]:
     """Batches of the current epoch, augmented: by the processes that load, or on a GPU where that can do it."""
     device = run.accelerator.device
     on_gpu = change is not None and device.type != "cpu" and not change.on_cpu
-    for batch in changing_loader(run.data, plan, run.config.workers, None if on_gpu else change, run.epoch):
-        yield change(batch.to(device), run.epoch) if on_gpu else batch
+    in_loader = None if on_gpu else change
+    for batch in changing_loader(run.data, plan, run.config.workers, in_loader, run.epoch):
+        if on_gpu:
+            batch = change(batch.to(device), run.epoch)
+        yield batch
 
 # %% ../../nbs/5_training/04_loop.ipynb #3248cd23
-def _train_epoch(run: Run, change, pace: "Pace", bar: tqdm) -> None:
+def _train_epoch(run: Run, change: Transform | None, pace: "Pace", bar: tqdm) -> None:
     """The rest of the current epoch, from wherever `run.state` says."""
     state = run.state
     config = run.config
@@ -271,8 +328,7 @@ def _train_epoch(run: Run, change, pace: "Pace", bar: tqdm) -> None:
         state["step"] += 1
         state["done"] += 1
         state["loss"] += loss
-        counted = run.accelerator.unwrap_model(run.objective).seen(batch).tolist()
-        state["seen"] = [a + b for a, b in zip(state["seen"] or [0] * len(counted), counted, strict=True)]
+        run.count(run.accelerator.unwrap_model(run.objective).seen(batch))
         rate = run.optimizer.param_groups[0]["lr"]
         run.accelerator.log({"train/loss": loss, "train/lr": rate}, state["step"])
         bar.update()
@@ -281,12 +337,16 @@ def _train_epoch(run: Run, change, pace: "Pace", bar: tqdm) -> None:
 
 # %% ../../nbs/5_training/04_loop.ipynb #1d1a9337
 def _end_epoch(run: Run, validate: Callable, bar: tqdm) -> None:
-    """Ask the dev set, note the epoch, keep what learned, delete what is not needed any more."""
+    """Ask the dev set, note the epoch, keep what learned."""
     state = run.state
     config = run.config
     error = float(validate(run.model, run.dev, config, run.accelerator))
-    row = {"epoch": run.epoch, "train_loss": state["loss"] / state["done"], "dev": error}
-    row["lr"] = run.optimizer.param_groups[0]["lr"]
+    row = {
+        "epoch": run.epoch,
+        "train_loss": state["loss"] / state["done"],
+        "dev": error,
+        "lr": run.optimizer.param_groups[0]["lr"],
+    }
     if run.accelerator.is_main_process:
         save_learned(run.model, run.file(run.epoch))
     run.accelerator.log({f"dev/{validate.__name__}": error}, state["step"])
@@ -294,12 +354,19 @@ def _end_epoch(run: Run, validate: Callable, bar: tqdm) -> None:
     state["loss"] = 0.0
     state["done"] = 0
     run.save()
-    keep = chosen_epochs(run.errors, config.average, config.average_by) + chosen_epochs(run.errors, 1)
-    for epoch in set(range(run.epoch)) - set(keep):
-        run.file(epoch).unlink(missing_ok=True)  # whichever process comes first
+    _delete_epochs(run)
     bar.total = state["step"] + (config.epochs - run.epoch) * run.steps
     text = f"epoch {run.epoch}/{config.epochs}, loss {row['train_loss']:.3f}, {validate.__name__} {error:.3f}"
     bar.set_postfix_str(text)
+
+
+def _delete_epochs(run: Run) -> None:
+    """Delete the files of finished epochs that would not be chosen if training ended now."""
+    average = chosen_epochs(run.errors, run.config.average, run.config.average_by)
+    best = chosen_epochs(run.errors, 1)
+    for epoch in range(run.epoch):
+        if epoch not in average and epoch not in best:
+            run.file(epoch).unlink(missing_ok=True)  # whichever process comes first
 
 # %% ../../nbs/5_training/04_loop.ipynb #36021481
 @dataclass
@@ -341,8 +408,10 @@ class Pace:
     def __init__(self, threads: int, steps: int = 20):
         self.threads = threads
         self.left = steps
-        self.wall = self.processor = self.waited = 0.0
-        self.ended = None
+        self.wall = 0.0  # seconds that the steps took
+        self.processor = 0.0  # seconds of processor time that they got
+        self.waited = 0.0  # seconds between them
+        self.ended = None  # when the last one did
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -365,20 +434,25 @@ class Pace:
         self.ended = None
 
     def complaints(self) -> list[str]:
-        """What to tell: less than 70 % of the threads' time was had, or more than half of all time went into waiting."""
+        """What to tell, if anything.
+
+        Less than 70 % of the threads' time was had, or more than half of all time went into waiting.
+        """
+        if self.threads == 0:
+            return []
         said = []
-        share = self.processor / max(self.wall * self.threads, 1e-9)
-        if self.threads and share < 0.7:
-            text = f"this run gets {share:.0%} of the time that its threads ({self.threads}) could compute in"
-            remedy = (
-                "the environment variable OMP_NUM_THREADS=1 helps" if self.threads > 1 else "it takes longer so"
-            )
-            said.append(f"{text}: other programs run beside it, or its steps are too small to share; {remedy}")
-        if self.threads and self.waited > self.wall:
-            share = self.waited / (self.waited + self.wall)
-            said.append(
-                f"this run spends {share:.0%} of its time waiting for data: more `workers` help, or a faster disk"
-            )
+        had = self.processor / max(self.wall * self.threads, 1e-9)
+        if had < 0.7:
+            text = f"this run gets {had:.0%} of the time that its threads ({self.threads}) could compute in"
+            reason = "other programs run beside it, or its steps are too small to share"
+            remedy = "it takes longer so"
+            if self.threads > 1:
+                remedy = "the environment variable OMP_NUM_THREADS=1 helps"
+            said.append(f"{text}: {reason}; {remedy}")
+        if self.waited > self.wall:
+            lost = self.waited / (self.waited + self.wall)
+            remedy = "more `workers` help, or a faster disk"
+            said.append(f"this run spends {lost:.0%} of its time waiting for data: {remedy}")
         return said
 
 # %% ../../nbs/5_training/04_loop.ipynb #d9b0b4e2
@@ -393,8 +467,9 @@ def fit(
 ) -> FitResult:
     """Train a model in place, or continue a run that was interrupted.
 
-    Weights are learned from `train`, the epoch is chosen on `dev`. The run folder `out` gets `checkpoints/` and
-    TensorBoard's `logs/`. The same settings and data continue where the folder's run stopped.
+    Weights are learned from `train`, the epoch is chosen on `dev`. The run folder `out` gets
+    `checkpoints/` and TensorBoard's `logs/`. The same settings and data continue where the folder's
+    run stopped.
 
     Parameters
     ----------
@@ -404,21 +479,26 @@ def fit(
     objective : callable
         (model, config, policy) to an `Objective`: what is minimised.
     validate : callable
-        (model, dev, config, accelerator) to a number, lower is better: what epochs are sorted by. Its name names the
-        number.
+        (model, dev, config, accelerator) to a number, lower is better: what epochs are sorted by. Its
+        name names the number.
     out : path
+
+    Returns
+    -------
+    FitResult
 
     Raises
     ------
     ValueError
-        A split that cannot be used, before the first step; or a folder that holds a run of other settings or data, with
-        the difference.
+        A split that cannot be used, before the first step; or a folder that holds a run of other
+        settings or data, with the difference.
+    FloatingPointError
+        A loss that is not finite, with the step and its recordings.
     """
     for name, manifest in (("train", train), ("dev", dev)):
         if len(manifest) == 0:
-            raise ValueError(
-                f"the {name} split has no recordings: the column split of the manifest needs train and dev"
-            )
+            remedy = "the column split of the manifest needs train and dev"
+            raise ValueError(f"the {name} split has no recordings: {remedy}")
     out = Path(out)
     policy = make_policy(config.augment, train, config.noise, config.seed)
     learner = objective(model, config, policy)
@@ -429,11 +509,9 @@ def fit(
     if run.state["step"] == 0:
         run.save()  # from now on the folder's state counts, also the first weights
     accelerator.init_trackers("logs")
-    pace = Pace(torch.get_num_threads() if accelerator.device.type == "cpu" else 0)
-    shown = bar_options(accelerator.is_main_process)
-    with tqdm(
-        total=config.epochs * run.steps, initial=run.state["step"], desc="train", unit="step", **shown
-    ) as bar:
+    pace = Pace(threads=torch.get_num_threads() if accelerator.device.type == "cpu" else 0)
+    steps = {"total": config.epochs * run.steps, "initial": run.state["step"], "unit": "step"}
+    with tqdm(desc="train", **steps, **bar_options(accelerator.is_main_process)) as bar:
         while run.epoch < config.epochs and not should_stop(run.errors, config.patience):
             _train_epoch(run, policy.change, pace, bar)
             _end_epoch(run, validate, bar)
@@ -442,16 +520,16 @@ def fit(
 
 # %% ../../nbs/5_training/04_loop.ipynb #c016515a
 def _finish(run: Run, validate: Callable, out: Path) -> FitResult:
-    """Load the better of best epoch and average, by the dev error, and let the objective finish the model."""
+    """Load the better of average and best epoch, by the dev error, and let the objective finish the model."""
     config = run.config
     epochs = chosen_epochs(run.errors, config.average, config.average_by)
     load_learned(run.model, average_weights([run.file(epoch) for epoch in epochs]))
     error = float(validate(run.model, run.dev, config, run.accelerator))
-    best = chosen_epochs(run.errors, 1)
-    if error > run.errors[best[0]]:
-        load_learned(run.model, load_file(run.file(best[0])))
-        error = run.errors[best[0]]
-        epochs = best
+    best = chosen_epochs(run.errors, 1)[0]
+    if error > run.errors[best]:
+        load_learned(run.model, load_file(run.file(best)))
+        error = run.errors[best]
+        epochs = [best]
     seen = torch.tensor(run.state["seen"], device=run.accelerator.device)
     run.accelerator.unwrap_model(run.objective).finish(run.accelerator.reduce(seen, "sum"))
     history = pd.DataFrame(run.state["history"]).rename(columns={"dev": validate.__name__})

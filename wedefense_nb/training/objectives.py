@@ -6,6 +6,8 @@
 __all__ = ['Objective', 'check_classes', 'Detection', 'dev_eer']
 
 # %% ../../nbs/5_training/03_objectives.ipynb #obje0004
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -22,12 +24,21 @@ from .scoring import score
 class Objective(nn.Module):
     """What a training minimises. A kind of objective writes `forward`, and the rest where it needs to.
 
-    Training calls the whole object, never the model inside it, so that several processes average their gradients.
+    Training calls the whole object, never the model inside it, so that several processes average
+    their gradients.
 
-    Attributes
+    Parameters
     ----------
     model : module
         What is trained.
+
+    Examples
+    --------
+    >>> class Smallness(Objective):
+    ...     def forward(self, batch, epoch=0, progress=1.0):
+    ...         return sum(p.square().sum() for p in self.model.parameters())
+    >>> Smallness(nn.Linear(2, 2))(batch=None).shape
+    torch.Size([])
     """
 
     def __init__(self, model: nn.Module):
@@ -35,7 +46,16 @@ class Objective(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, epoch: int = 0, progress: float = 1.0) -> Tensor:
-        """The loss of a batch, a scalar; `progress` is the share of the training that is done, in [0, 1]."""
+        """The loss of a batch, a scalar.
+
+        Parameters
+        ----------
+        batch : Batch
+        epoch : int
+            0-based; what is drawn at random may depend on it.
+        progress : float
+            Share of the training that is done, in [0, 1].
+        """
         raise NotImplementedError
 
     def check(self, train: Manifest) -> None:
@@ -53,13 +73,23 @@ class Objective(nn.Module):
 
 # %% ../../nbs/5_training/03_objectives.ipynb #obje0009
 def check_classes(manifest: Manifest, name: str) -> None:
-    """ValueError for recordings without a label, or a class without recordings, in the set of this name."""
+    """Refuse a set from which two classes cannot be told apart.
+
+    Parameters
+    ----------
+    manifest : Manifest
+    name : str
+        What the set is called in the message, such as "training".
+
+    Raises
+    ------
+    ValueError
+        Recordings without a label, or a class without recordings.
+    """
     found = class_numbers(manifest)
-    unlabelled = manifest.utterances.utt[found == UNLABELLED]
-    if len(unlabelled):
-        raise ValueError(
-            f"{len(unlabelled)} {name} recordings have no label, such as {unlabelled.head(3).tolist()}"
-        )
+    unlabelled = manifest.utterances.utt[found == UNLABELLED].tolist()
+    if unlabelled:
+        raise ValueError(f"{len(unlabelled)} {name} recordings have no label, such as {unlabelled[:3]}")
     missing = [LABELS[c] for c in (SPOOF, BONAFIDE) if not (found == c).any()]
     if missing:
         raise ValueError(f"the {name} set has no {missing[0]} recordings: there is nothing to tell apart")
@@ -73,8 +103,8 @@ class Detection(Objective):
     model : Detector
     config
         Of `loop.FitConfig`: `class_weights` (of spoof and bona fide) and `seed`.
-    policy : Policy
-        Its `masks` cover features.
+    policy : Policy, optional
+        Its `masks` cover strips of the features, in training mode only.
     """
 
     def __init__(self, model: Detector, config, policy: Policy | None = None):
@@ -92,31 +122,54 @@ class Detection(Objective):
         check_classes(dev, "dev")
 
     def forward(self, batch: Batch, epoch: int = 0, progress: float = 1.0) -> Tensor:
+        """The head's loss with class weights, a scalar, on features that may be covered in part."""
         set_progress(self.model, progress)  # margins of the head may grow with it
-        change = None
-        if self.masks is not None:
-            draws = spec_draws(batch.utts, self.seed, epoch)
+        cover = self._cover(batch.utts, epoch)
+        return self.model.loss(batch.wave, batch.lengths, batch.labels, self.weights, cover)
 
-            def change(feats: Tensor, frames: Tensor) -> Tensor:
-                return self.masks(feats, frames, draws)
-
-        return self.model.loss(batch.wave, batch.lengths, batch.labels, self.weights, change)
+    def _cover(self, utts: Sequence[str], epoch: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What covers strips of the features (B, F, D) of these recordings in this epoch."""
+        if self.masks is None:
+            return None
+        draws = spec_draws(utts, self.seed, epoch)
+        return lambda feats, frames: self.masks(feats, frames, draws)
 
     def seen(self, batch: Batch) -> Tensor:
         """Spoof and bona fide recordings (2,)."""
         return torch.bincount(batch.labels, minlength=2)
 
     def finish(self, seen: Tensor) -> None:
-        """Write the log-odds that the loss saw into the detector."""
+        """Write the log-odds that the loss saw into the detector, whose `score` takes them out."""
         weighted = seen.double().cpu() * self.weights.double().cpu()
-        self.model.log_prior_odds.fill_(prior_log_odds(float(weighted[BONAFIDE]), float(weighted[SPOOF])))
+        log_odds = prior_log_odds(float(weighted[BONAFIDE]), float(weighted[SPOOF]))
+        self.model.log_prior_odds.fill_(log_odds)
 
 # %% ../../nbs/5_training/03_objectives.ipynb #obje0019
 def dev_eer(model: Detector, dev: Manifest, config, accelerator=None) -> float:
     """Equal error rate on the dev set: the validation of a detector.
 
-    `config` has, as `loop.FitConfig`: `batch_size`, `score_seconds` and `workers`.
+    Parameters
+    ----------
+    model : Detector
+    dev : Manifest
+        With labels.
+    config
+        Of `loop.FitConfig`: `batch_size`, `score_seconds` and `workers`.
+    accelerator : accelerate.Accelerator, optional
+        As for `score`.
+
+    Returns
+    -------
+    float
+        In [0, 1], lower is better.
     """
-    options = {"batch_size": config.batch_size, "batch_seconds": config.score_seconds, "workers": config.workers}
-    table = score(model, dev, **options, progress=False, accelerator=accelerator)
+    table = score(
+        model,
+        dev,
+        batch_size=config.batch_size,
+        batch_seconds=config.score_seconds,
+        workers=config.workers,
+        progress=False,
+        accelerator=accelerator,
+    )
     return eer(table.score, label_ids(table.label))

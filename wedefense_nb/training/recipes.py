@@ -28,8 +28,15 @@ from ..registry import unknown
 
 # %% ../../nbs/5_training/05_recipes.ipynb #c2224cde
 def find_recipe(name: str) -> Path:
-    """A recipe by path, or by name: in the nearest `nbs/recipes/` here or above, or among those of the package.
+    """Find a recipe by its path, or by its name in the nearest `nbs/recipes/` here or above, or in the package.
 
+    Raises
+    ------
+    UnknownName
+        A ValueError; the message names the recipes that there are.
+
+    Examples
+    --------
     >>> find_recipe("detection").name
     'detection.ipynb'
     """
@@ -49,25 +56,67 @@ def _literals(recipe: Path) -> dict[str, dict]:
     found = papermill.inspect_notebook(str(recipe))
     if not found:
         raise ValueError(f"{recipe} has no cell tagged 'parameters'")
-    return {k: {"default": ast.literal_eval(v["default"]), "help": v["help"]} for k, v in found.items()}
+    literals = {}
+    for name, facts in found.items():
+        literals[name] = {"default": ast.literal_eval(facts["default"]), "help": facts["help"]}
+    return literals
 
 # %% ../../nbs/5_training/05_recipes.ipynb #d9836209
 def fit_parameters(chosen: dict) -> dict[str, dict]:
-    """Name to `default` and `help` of each field of `FitConfig`; `chosen` are defaults that a recipe sets itself."""
+    """Describe each field of `loop.FitConfig`.
+
+    Parameters
+    ----------
+    chosen : dict
+        Defaults that a recipe sets itself, by field.
+
+    Returns
+    -------
+    dict of str to dict
+        By field: `default` and `help`.
+
+    Raises
+    ------
+    UnknownName
+        A ValueError: `chosen` has a name that is no field.
+
+    Examples
+    --------
+    >>> fit_parameters({"epochs": 3})["epochs"]
+    {'default': 3, 'help': 'passes over the training set'}
+    """
     from wedefense_nb.training.loop import FitConfig
 
     hints = get_type_hints(FitConfig, include_extras=True)
-    fields = {f.name: f.default for f in dataclasses.fields(FitConfig)}
+    defaults = {field.name: field.default for field in dataclasses.fields(FitConfig)}
     for name in chosen:
-        if name not in fields:
-            raise unknown("field of FitConfig", name, fields)
-    return {k: {"default": chosen.get(k, v), "help": hints[k].__metadata__[0]} for k, v in fields.items()}
+        if name not in defaults:
+            raise unknown("field of FitConfig", name, defaults)
+    described = {}
+    for name, default in (defaults | chosen).items():
+        described[name] = {"default": default, "help": hints[name].__metadata__[0]}
+    return described
 
 
 def recipe_parameters(recipe: Path) -> dict[str, dict]:
-    """Name to `default` and `help` of each parameter of a recipe; in place of `training`, the fields of `FitConfig`.
+    """Describe each parameter that can be set from outside; in place of `training`, the fields of `FitConfig`.
 
     What the recipe has itself under the name of a field (its seed) stays its own.
+
+    Returns
+    -------
+    dict of str to dict
+        By parameter: `default` and `help`.
+
+    Raises
+    ------
+    ValueError
+        The notebook has no cell tagged `parameters`.
+
+    Examples
+    --------
+    >>> recipe_parameters(find_recipe("detection"))["p_spoof"]["default"]
+    0.5
     """
     found = _literals(recipe)
     if "training" in found:
@@ -77,7 +126,15 @@ def recipe_parameters(recipe: Path) -> dict[str, dict]:
 
 # %% ../../nbs/5_training/05_recipes.ipynb #ade6441a
 def merge_parameters(recipe: Path, file: Path | None, given: list[tuple[str, str]]) -> dict:
-    """Values for a recipe, checked: from a YAML file, and then (name, text) pairs, whose texts are read as YAML.
+    """Values for a recipe, checked.
+
+    Parameters
+    ----------
+    recipe : Path
+    file : Path or None
+        YAML: lines of the form ``name: value``.
+    given : list of (str, str)
+        Names and texts, which are read as YAML; what stands later wins, over the file too.
 
     Returns
     -------
@@ -87,29 +144,62 @@ def merge_parameters(recipe: Path, file: Path | None, given: list[tuple[str, str
     Raises
     ------
     ValueError
-        An unknown name, an empty value, a value of another type, or values that contradict each other.
+        An unknown name, an empty value, one that is no YAML or of another type, or values that
+        contradict each other.
+
+    Examples
+    --------
+    >>> merge_parameters(find_recipe("detection"), None, [("seed", "3"), ("p_spoof", "1e-2")])
+    {'seed': 3, 'p_spoof': 0.01}
     """
-    values = yaml.safe_load(file.read_text()) or {} if file else {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected lines of the form `name: value`")
-    for name, text in given:
-        if not text.strip():
-            raise ValueError(f"parameter {name!r} has no value: write -p {name}=VALUE")
-        values[name] = yaml.safe_load(text)
     own = _literals(recipe)
-    values |= values.pop("training", {}) if "training" in own else {}
-    training = fit_parameters(own["training"]["default"]) if "training" in own else {}
-    for name in values:
-        if name not in own and name not in training:
-            raise unknown("parameter", name, sorted({*own, *training} - {"training"}))
-    merged = {k: _as_type(k, v, own[k]["default"]) for k, v in values.items() if k in own}
-    changed = {k: v for k, v in values.items() if k in training and k not in own}
+    training = own["training"]["default"] if "training" in own else None
+    fields = {} if training is None else fit_parameters(training)
+    pairs = [] if file is None else list(_from_file(file).items())
+    pairs += [(name, _from_text(name, text)) for name, text in given]
+    values = {}
+    for name, value in pairs:
+        if name == "training" and training is not None:
+            values |= _as_type(name, value, training)
+        else:
+            values[name] = value
+    merged = {}
+    changed = {}
+    for name, value in values.items():
+        if name in own:
+            merged[name] = _as_type(name, value, own[name]["default"])
+        elif name in fields:
+            changed[name] = value
+        else:
+            raise unknown("parameter", name, sorted({*own, *fields} - {"training"}))
     if changed:
-        merged["training"] = _fit_values(own["training"]["default"], changed)
+        merged["training"] = _fit_values(training, changed)
     return merged
 
 # %% ../../nbs/5_training/05_recipes.ipynb #85885b4d
-def _as_type(name: str, value, default):
+def _from_file(file: Path) -> dict:
+    """Names and values of a YAML file."""
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected lines of the form `name: value`")
+    return values
+
+
+def _from_text(name: str, text: str) -> Any:
+    """A value as YAML reads it."""
+    if not text.strip():
+        raise ValueError(f"parameter {name!r} has no value: write -p {name}=VALUE")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"parameter {name!r}: {text!r} is not YAML") from None
+
+
+def _as_type(name: str, value: Any, default: Any) -> Any:
+    """The value, if it is of the default's type; numbers in any spelling where a float is wanted."""
     if isinstance(default, float) and not isinstance(value, (bool, float)):
         try:
             return float(value)  # YAML reads 1e-3 as text
@@ -120,7 +210,7 @@ def _as_type(name: str, value, default):
         raise ValueError(f"parameter {name}: {value!r} is not of type {kind} (default: {default!r})")
     return value
 
-
+# %% ../../nbs/5_training/05_recipes.ipynb #reci0009
 def _fit_values(chosen: dict, changed: dict) -> dict:
     """The recipe's own choices with some changed, all of the right type and free of contradictions."""
     from pydantic import TypeAdapter, ValidationError
@@ -131,16 +221,30 @@ def _fit_values(chosen: dict, changed: dict) -> dict:
         config = TypeAdapter(FitConfig).validate_python(chosen | changed)
     except ValidationError as error:
         first = error.errors()[0]
-        where = f"parameter {first['loc'][0]}: {first['input']!r}: " if first["loc"] else ""
-        raise ValueError(f"{where}{first['msg'].removeprefix('Value error, ')}") from None
-    return {k: getattr(config, k) for k in chosen | changed}
+        message = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:  # of one field; contradictions belong to none
+            message = f"parameter {first['loc'][0]}: {first['input']!r}: {message}"
+        raise ValueError(message) from None
+    return {name: getattr(config, name) for name in chosen | changed}
 
 # %% ../../nbs/5_training/05_recipes.ipynb #reci0002
 LIBRARIES = ("wedefense_nb", "torch", "torchaudio", "numpy", "pandas", "scikit-learn", "scipy")
 
 
 def environment() -> dict[str, Any]:
-    """Versions of Python and the libraries, commit, processor, cores, threads and device of this process."""
+    """What a result depends on beside its parameters.
+
+    Returns
+    -------
+    dict
+        `versions` (of Python and `LIBRARIES`), `commit` (None outside a clone), `processor`, `cores`;
+        if torch has been imported, also `threads` and `device`.
+
+    Examples
+    --------
+    >>> sorted(environment()["versions"])[:3]
+    ['numpy', 'pandas', 'python']
+    """
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -151,9 +255,8 @@ def environment() -> dict[str, Any]:
     if "torch" in sys.modules:
         import torch
 
-        gpu = torch.cuda.is_available()
-        device = torch.cuda.get_device_name() if gpu else "cpu"
-        facts |= {"threads": torch.get_num_threads(), "device": device}
+        facts["threads"] = torch.get_num_threads()
+        facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return facts
 
 
@@ -162,29 +265,38 @@ def _commit() -> str | None:
     root = Path(str(importlib.resources.files("wedefense_nb"))).parent
     if not (root / ".git").exists():
         return None
+    options = {"cwd": root, "capture_output": True, "text": True, "timeout": 10}
     try:
-        ask = {"cwd": root, "capture_output": True, "text": True, "timeout": 10}
-        head = subprocess.run(["git", "rev-parse", "HEAD"], **ask)
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **ask)
+        head = subprocess.run(["git", "rev-parse", "HEAD"], **options)
+        status = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **options)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return head.stdout.strip() + "+" * bool(changed.stdout.strip()) if head.returncode == 0 else None
+    if head.returncode != 0:
+        return None
+    commit = head.stdout.strip()
+    if status.stdout.strip():
+        commit += "+"
+    return commit
 
 
 def _processor() -> str:
+    """The processor's name where the system tells it (Linux), otherwise its kind."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 # %% ../../nbs/5_training/05_recipes.ipynb #reci0004
 @dataclass
 class RunFolder:
-    """Where one execution of a recipe leaves what it finds; `folder / "scores"` is a path in it.
+    """Where one execution of a recipe leaves what it finds; `run / "scores"` is a path in it.
 
     Attributes
     ----------
     path : Path
+        The run folder.
     record : dict
         Recipe, parameters, environment.
     """
@@ -199,9 +311,10 @@ class RunFolder:
         return self.path / name
 
     def finish(self, **found) -> Path:
-        """Write `result.json`: the record, what was found, and the seconds it took."""
+        """Write `result.json`: the record, what was found, and the seconds it took; returns its path."""
+        now = environment()  # threads and device are known by now
         took = {"wall_time_s": round(time.time() - self.started, 1)}
-        content = environment() | self.record | found | took  # threads and device are known by now
+        content = now | self.record | found | took
         with atomic(self.path / "result.json") as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n")
         return self.path / "result.json"
@@ -213,14 +326,20 @@ def start_run(recipe: str, names: dict) -> RunFolder:
     Parameters
     ----------
     recipe : str
+        Its name.
     names : dict
-        ``globals()`` of the notebook, straight after its parameters: all plain values in it are such.
+        ``globals()`` of the notebook, straight after its parameters: what has a plain value, is not
+        the notebook's own (`In`, `Out`) and does not begin with an underscore is one of them.
+
+    Returns
+    -------
+    RunFolder
     """
     plain = (str, int, float, bool, list, dict, tuple, type(None))
-    hidden = ("In", "Out")
-    parameters = {
-        k: v for k, v in names.items() if isinstance(v, plain) and k not in hidden and not k.startswith("_")
-    }
+    parameters = {}
+    for name, value in names.items():
+        if isinstance(value, plain) and name not in ("In", "Out") and not name.startswith("_"):
+            parameters[name] = value
     path = Path(parameters["out"])
     here = environment()
     with atomic(path / "params.yaml") as partial:
@@ -228,36 +347,56 @@ def start_run(recipe: str, names: dict) -> RunFolder:
     with atomic(path / "environment.json") as partial:
         partial.write_text(json.dumps(here, indent=1) + "\n")
     (path / "result.json").unlink(missing_ok=True)  # of an earlier execution
-    return RunFolder(path, here | {"recipe": recipe, "parameters": parameters, "seed": parameters.get("seed")})
+    record = here | {"recipe": recipe, "parameters": parameters, "seed": parameters.get("seed")}
+    return RunFolder(path, record)
 
-# %% ../../nbs/5_training/05_recipes.ipynb #16bd9609
-def _refuse_others(folder: Path, recipe: Path, values: dict) -> None:
-    """ValueError if the folder holds a run of this recipe with other parameters."""
+# %% ../../nbs/5_training/05_recipes.ipynb #reci0011
+def _flat(parameters: dict) -> dict:
+    """All that changes a result, fields of `FitConfig` among the others, in the types that YAML knows."""
     from wedefense_nb.training.loop import FREE
 
+    flat = {}
+    if parameters.get("training") is not None:
+        flat = {name: p["default"] for name, p in fit_parameters(parameters["training"]).items()}
+    flat |= parameters
+    for name in ("training", "out", *FREE):
+        flat.pop(name, None)
+    return json.loads(json.dumps(flat))
+
+
+def _refuse_others(folder: Path, recipe: Path, values: dict) -> None:
+    """ValueError if the folder holds a run of this recipe with other parameters."""
     noted = folder / "params.yaml"
     if not (noted.is_file() and (folder / recipe.name).is_file()):
         return
+    defaults = {name: p["default"] for name, p in _literals(recipe).items()}
+    now = _flat(defaults | values)
+    before = _flat(yaml.safe_load(noted.read_text()))
+    changed = []
+    for name in before | now:
+        if before.get(name) != now.get(name):
+            changed.append(f"{name}: {before.get(name)!r} before, {now.get(name)!r} now")
+    if changed:
+        what = f"{folder} holds a run with other parameters ({'; '.join(changed)})"
+        raise ValueError(f"{what}: choose another folder or delete it")
 
-    def flat(parameters: dict) -> dict:
-        inner = parameters.get("training")
-        if inner is not None:
-            parameters = {k: p["default"] for k, p in fit_parameters(inner).items()} | parameters
-        return {k: v for k, v in parameters.items() if k not in ("training", "out", *FREE)}
-
-    own = {k: v["default"] for k, v in _literals(recipe).items()}
-    now = json.loads(json.dumps(flat(own | values)))
-    before = json.loads(json.dumps(flat(yaml.safe_load(noted.read_text()))))
-    other = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-    if other:
-        changed = "; ".join(f"{k}: {before.get(k)!r} before, {now.get(k)!r} now" for k in other)
-        raise ValueError(
-            f"{folder} holds a run with other parameters ({changed}): choose another folder or delete it"
-        )
-
-
+# %% ../../nbs/5_training/05_recipes.ipynb #16bd9609
 def run_recipe(name: str, values: dict, stream: bool = True) -> Path:
-    """Execute a recipe headlessly; returns the run folder (its parameter `out`).
+    """Execute a recipe headlessly.
+
+    Parameters
+    ----------
+    name : str
+        As for `find_recipe`.
+    values : dict
+        Its parameters, as `merge_parameters` gives them; they are not checked again.
+    stream : bool
+        Let what the cells print go to this process's own output as well.
+
+    Returns
+    -------
+    Path
+        The run folder (the recipe's parameter `out`), with the executed notebook and its page.
 
     Raises
     ------
@@ -273,8 +412,9 @@ def run_recipe(name: str, values: dict, stream: bool = True) -> Path:
     _refuse_others(folder, recipe, values)
     folder.mkdir(parents=True, exist_ok=True)
     executed = folder / recipe.name
-    options = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if stream else {}
-    options |= {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=40"]}  # errors only
+    options = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=40"]}  # errors only
+    if stream:
+        options |= {"stdout_file": sys.stdout, "stderr_file": sys.stderr}
     try:
         papermill.execute_notebook(str(recipe), str(executed), values, **options)
     except papermill.PapermillExecutionError as error:
@@ -284,25 +424,42 @@ def run_recipe(name: str, values: dict, stream: bool = True) -> Path:
     _tidy(executed)
     return folder
 
+# %% ../../nbs/5_training/05_recipes.ipynb #reci0012
+def _last_states(text: str) -> str:
+    """What a terminal shows in the end: of each line that was drawn over itself, the last state."""
+    lines = text.replace("\x1b[A", "").split("\n")
+    return "\n".join(line.rstrip("\r").split("\r")[-1].rstrip() for line in lines)
+
 # %% ../../nbs/5_training/05_recipes.ipynb #ef0ad0d7
+def _joined(outputs: list) -> list:
+    """Outputs of a cell, pieces of the same stream put together and tidied, empty ones left out."""
+    joined = []
+    for out in outputs:
+        if out.output_type == "stream" and joined and joined[-1].get("name") == out.name:
+            joined[-1].text += out.text
+        else:
+            joined.append(out)
+    kept = []
+    for out in joined:
+        if out.output_type == "stream":
+            out.text = _last_states(out.text)
+            if not out.text.strip():
+                continue
+        kept.append(out)
+    return kept
+
+
 def _tidy(notebook: Path) -> Path:
     """Keep only the last state of progress bars in a notebook's outputs, and write its HTML beside it."""
     import nbformat
     from nbconvert import HTMLExporter
 
     book = nbformat.read(notebook, as_version=4)
-    for cell in [c for c in book.cells if c.cell_type == "code"]:
-        merged = []
-        for out in cell.outputs:
-            if out.output_type == "stream" and merged and merged[-1].get("name") == out.name:
-                merged[-1].text += out.text  # a bar comes in many pieces
-            else:
-                merged.append(out)
-        for out in [o for o in merged if o.output_type == "stream"]:
-            lines = out.text.replace("\x1b[A", "").split("\n")
-            out.text = "\n".join(line.rstrip("\r").split("\r")[-1].rstrip() for line in lines)
-        cell.outputs = [o for o in merged if o.output_type != "stream" or o.text.strip()]
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
     nbformat.write(book, notebook)
     html, _ = HTMLExporter().from_notebook_node(book)
-    notebook.with_suffix(".html").write_text(html, encoding="utf-8")
-    return notebook.with_suffix(".html")
+    page = notebook.with_suffix(".html")
+    page.write_text(html, encoding="utf-8")
+    return page

@@ -8,6 +8,7 @@ __all__ = ['bar_options', 'score']
 # %% ../../nbs/5_training/01_scoring.ipynb #95e00d44
 import contextlib
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -20,8 +21,14 @@ from ..task import LABELS, UNLABELLED
 
 # %% ../../nbs/5_training/01_scoring.ipynb #b872db4f
 def bar_options(shown: bool) -> dict:
-    """Options for a progress bar of tqdm that is shown, at most once a second, or not."""
-    return {"mininterval": 1.0} if shown else {"disable": True}
+    """Options for a progress bar of tqdm that is shown, drawn at most once a second, or not shown.
+
+    >>> bar_options(False)
+    {'disable': True}
+    """
+    if shown:
+        return {"mininterval": 1.0}
+    return {"disable": True}
 
 
 @torch.no_grad()
@@ -39,11 +46,12 @@ def score(
     Parameters
     ----------
     model : Detector
-        Evaluated in evaluation mode; its mode afterwards is what it was before.
+        Runs in evaluation mode; its mode afterwards is what it was before.
     manifest : Manifest
         Of sounds or of stored features; labels are not needed.
     batch_size, batch_seconds : int, float
-        Most recordings, and most seconds with padding, that go through the network together.
+        How many recordings, and how many seconds with padding, go through the network at most
+        together.
     workers : int
         Processes that load data.
     progress : bool
@@ -54,7 +62,8 @@ def score(
     Returns
     -------
     pandas.DataFrame
-        `utt`, `score` (higher = more bona fide, the training prior removed), `label` ("" if unknown); manifest order.
+        `utt`, `score` (higher = more bona fide, the training prior removed), `label` ("" if
+        unknown); in the manifest's order.
 
     Raises
     ------
@@ -70,17 +79,16 @@ def score(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     autocast = contextlib.nullcontext
     if accelerator is not None:
-        plan = plan[accelerator.process_index :: accelerator.num_processes]
+        plan = plan[accelerator.process_index :: accelerator.num_processes]  # nothing twice, nothing left out
         progress = progress and accelerator.is_main_process
         plain = accelerator.unwrap_model(model)
         device = accelerator.device
         autocast = accelerator.autocast
     training = model.training
     plain.to(device).eval()
+    batches = loader(open_dataset(manifest), plan, workers)
     rows = []
-    for batch in tqdm(
-        loader(open_dataset(manifest), plan, workers), "score", leave=False, **bar_options(progress)
-    ):
+    for batch in tqdm(batches, "score", leave=False, **bar_options(progress)):
         batch = batch.to(device)
         with autocast():
             scores = plain.score(plain(batch.wave, batch.lengths))
@@ -89,8 +97,8 @@ def score(
     return _table(_gathered(rows, accelerator), manifest)
 
 # %% ../../nbs/5_training/01_scoring.ipynb #9f6b6a00
-def _gathered(rows: list, accelerator) -> list:
-    """The rows of all processes."""
+def _gathered(rows: list[tuple], accelerator) -> list[tuple]:
+    """The rows (utt, score, class) of all processes."""
     if accelerator is None or accelerator.num_processes == 1:
         return rows
     from accelerate.utils import gather_object
@@ -98,10 +106,11 @@ def _gathered(rows: list, accelerator) -> list:
     return gather_object(rows)
 
 
-def _table(rows: list, manifest: Manifest) -> pd.DataFrame:
+def _table(rows: list[tuple], manifest: Manifest) -> pd.DataFrame:
+    """Rows in the order of the manifest, labels in words; refuses scores that are not finite."""
     table = pd.DataFrame(rows, columns=["utt", "score", "label"]).set_index("utt")
     table = table.loc[manifest.utterances.utt]
-    bad = table.index[~table.score.abs().lt(float("inf"))]
+    bad = table.index[~np.isfinite(table.score)]
     if len(bad):
         raise FloatingPointError(f"{len(bad)} scores are not finite: {', '.join(bad[:5])}")
     words = dict(enumerate(LABELS)) | {UNLABELLED: ""}

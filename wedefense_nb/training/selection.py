@@ -34,6 +34,11 @@ def chosen_epochs(errors: list[float], n: int, by: str = "best") -> list[int]:
     list of int
         0-based, rising.
 
+    Raises
+    ------
+    ValueError
+        Another word for `by`.
+
     Examples
     --------
     >>> chosen_epochs([0.30, 0.20, 0.25, 0.20, 0.22], n=3)
@@ -50,23 +55,55 @@ def chosen_epochs(errors: list[float], n: int, by: str = "best") -> list[int]:
 
 # %% ../../nbs/5_training/02_selection.ipynb #9a9b7992
 def average_weights(files: list[Path]) -> dict[str, Tensor]:
-    """Mean of the floating-point tensors of several checkpoints (safetensors); counters come from the last.
+    """Mean of the weights of several checkpoints (Izmailov et al., 2018).
+
+    Parameters
+    ----------
+    files : list of Path
+        In safetensors, at least one.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Means of the floating-point tensors, added up in float64 and given back in their own type.
+        Whole numbers, such as counters, are those of the last file.
 
     Raises
     ------
     ValueError
         Files with different tensors.
     """
-    states = [load_file(f) for f in files]
-    if any(s.keys() != states[-1].keys() for s in states):
+    states = [load_file(file) for file in files]
+    last = states[-1]
+    if any(state.keys() != last.keys() for state in states):
         raise ValueError(f"these checkpoints hold different tensors: {', '.join(str(f) for f in files)}")
-    mean = {k: sum(s[k].double() for s in states) / len(states) for k in states[-1]}
-    return {k: mean[k].to(v.dtype) if v.is_floating_point() else v for k, v in states[-1].items()}
+    averaged = {}
+    for name, value in last.items():
+        if value.is_floating_point():
+            total = sum(state[name].double() for state in states)
+            averaged[name] = (total / len(states)).to(value.dtype)
+        else:
+            averaged[name] = value
+    return averaged
 
 # %% ../../nbs/5_training/02_selection.ipynb #0ae3000e
 def should_stop(errors: list[float], patience: int | None) -> bool:
-    """Has the dev error not improved for `patience` epochs? Never with None.
+    """Whether the dev error has not improved for `patience` epochs.
 
+    Parameters
+    ----------
+    errors : list of float
+        One an epoch so far; an error that equals the best one is no improvement.
+    patience : int or None
+        None: never stop.
+
+    Raises
+    ------
+    ValueError
+        A patience below 1.
+
+    Examples
+    --------
     >>> should_stop([0.3, 0.2, 0.25, 0.21], patience=2)
     True
     """
@@ -83,11 +120,23 @@ def should_stop(errors: list[float], patience: int | None) -> bool:
 def frozen_names(model: nn.Module, prefix: str = "") -> set[str]:
     """Names of the tensors that training cannot change.
 
-    These are parameters that ask for no gradient, and everything inside a part that has parameters, none of which
-    learns: its running statistics stand still too.
+    These are parameters that ask for no gradient, and everything inside a part that has parameters,
+    none of which learns: its running statistics stand still too.
+
+    Parameters
+    ----------
+    model : module
+    prefix : str
+        Stands before every name.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 1))
+    >>> sorted(frozen_names(net))
+    ['0.bias', '0.weight']
     """
-    own = list(model.parameters())
-    if own and not any(p.requires_grad for p in own):
+    parameters = list(model.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
         return {prefix + name for name in model.state_dict()}
     names = {prefix + name for name, p in model.named_parameters(recurse=False) if not p.requires_grad}
     for name, child in model.named_children():
@@ -96,13 +145,23 @@ def frozen_names(model: nn.Module, prefix: str = "") -> set[str]:
 
 
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors by name, all but the frozen ones."""
+    """Tensors by name, all but those of `frozen_names`.
+
+    >>> sorted(learned_state(nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 1))))
+    ['1.bias', '1.weight']
+    """
     frozen = frozen_names(model)
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def load_learned(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put the tensors of `learned_state` back; ValueError if they are not just those that this model learns."""
+    """Put the tensors of `learned_state` back into a model, in place.
+
+    Raises
+    ------
+    ValueError
+        They are not just those that this model learns.
+    """
     wanted = set(learned_state(model))
     odd = sorted(wanted ^ set(state))
     if odd:
@@ -111,17 +170,32 @@ def load_learned(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 # %% ../../nbs/5_training/02_selection.ipynb #sele0004
 def frozen_print(model: nn.Module) -> str:
-    """Fingerprint of the frozen tensors, "" if there are none."""
+    """Fingerprint of the frozen tensors (`frozen_names`), their names and every bit of their values.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits, or "" if nothing is frozen.
+
+    Examples
+    --------
+    >>> frozen_print(nn.Linear(2, 2))
+    ''
+    """
     state = model.state_dict()
     names = sorted(frozen_names(model))
+    if not names:
+        return ""
     digest = hashlib.blake2b(digest_size=8)
     for name in names:
+        values = state[name].detach().cpu().reshape(-1).contiguous()
         digest.update(name.encode())
-        digest.update(state[name].detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest() if names else ""
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_learned(model: nn.Module, path: Path) -> None:
     """Write `learned_state` as safetensors, whole or not at all."""
+    tensors = {name: value.contiguous().cpu() for name, value in learned_state(model).items()}
     with atomic(path) as partial:
-        save_file({k: v.contiguous().cpu() for k, v in learned_state(model).items()}, partial)
+        save_file(tensors, partial)

@@ -6,6 +6,8 @@
 __all__ = ['TRIVIA', 'silences', 'bandwidth', 'trivia', 'trivia_table', 'probe_scores', 'shortcuts', 'plot_shortcuts']
 
 # %% ../../nbs/8_understanding/05_shortcuts.ipynb #f974de42
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
@@ -19,19 +21,38 @@ from ..book import COLORS
 from ..data.audio import decode
 from ..data.manifest import Manifest
 from ..metrics import confidence_interval
-from ..task import label_ids
+from ..task import BONAFIDE, SPOOF, label_ids
 
 # %% ../../nbs/8_understanding/05_shortcuts.ipynb #f77a0d0b
 def silences(wave: np.ndarray, rate: int, depth_db: float = 30.0) -> tuple[float, float]:
-    """Leading and trailing silence in seconds: what lies `depth_db` below the loudest 20 ms."""
-    n = max(rate // 50, 1)
-    power = np.convolve(np.square(wave, dtype=np.float64), np.ones(n) / n, "same")
+    """Leading and trailing silence in seconds.
+
+    Parameters
+    ----------
+    wave : numpy.ndarray, shape (T,)
+    rate : int
+        In Hz.
+    depth_db : float
+        Silence is what lies so far below the loudest 20 ms.
+
+    Examples
+    --------
+    >>> lead, trail = silences(np.r_[np.zeros(8000), np.ones(16000), np.zeros(4000)], 16000)
+    >>> round(lead, 1), round(trail, 2)
+    (0.5, 0.24)
+    """
+    window = max(rate // 50, 1)
+    power = np.convolve(np.square(wave, dtype=np.float64), np.ones(window) / window, "same")
     loud = np.flatnonzero(power >= power.max() * 10 ** (-depth_db / 10))
     return float(loud[0] / rate), float((len(wave) - 1 - loud[-1]) / rate)
 
 
 def bandwidth(wave: np.ndarray, rate: int, share: float = 0.95) -> float:
-    """Frequency (Hz) below which `share` of the energy lies."""
+    """Frequency (Hz) below which `share` of the energy of a wave (T,) lies.
+
+    >>> bandwidth(np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000), 16000)
+    1000.0
+    """
     energy = np.cumsum(np.abs(np.fft.rfft(wave)) ** 2)
     return float(np.searchsorted(energy, share * energy[-1]) * rate / len(wave))
 
@@ -40,63 +61,129 @@ TRIVIA = ["duration", "lead", "trail", "level", "peak", "bandwidth", "dc", "rate
 
 
 def trivia(samples: np.ndarray, rate: int) -> dict[str, float]:
-    """File-level facts of a recording (C, T) at its own rate.
+    """File-level facts of a recording.
+
+    Parameters
+    ----------
+    samples : numpy.ndarray, shape (C, T)
+        Of all channels, as `data.audio.decode` gives them.
+    rate : int
+        The recording's own, in Hz.
 
     Returns
     -------
-    dict
-        `duration`, `lead`, `trail` (s), `level`, `peak` (dB full scale), `bandwidth` (Hz), `dc` (mean over standard
-        deviation), `rate` (Hz), `channels`.
+    dict of str to float
+        `duration`, `lead`, `trail` (s), `level`, `peak` (dB full scale), `bandwidth` (Hz), `dc` (mean
+        over standard deviation), `rate` (Hz), `channels`.
+
+    Examples
+    --------
+    >>> facts = trivia(np.ones((2, 8000)), 16000)
+    >>> facts["duration"], facts["peak"], facts["channels"]
+    (0.5, 0.0, 2.0)
     """
     wave = samples.mean(axis=0, dtype=np.float64)
     lead, trail = silences(wave, rate)
-    level, peak = (20 * np.log10(max(x, 1e-6)) for x in (wave.std(), np.abs(wave).max()))
-    dc = wave.mean() / max(wave.std(), 1e-6)
-    values = [wave.size / rate, lead, trail, level, peak, bandwidth(wave, rate), dc, rate, len(samples)]
-    return dict(zip(TRIVIA, map(float, values), strict=True))
+    facts = {
+        "duration": wave.size / rate,
+        "lead": lead,
+        "trail": trail,
+        "level": _decibels(wave.std()),
+        "peak": _decibels(np.abs(wave).max()),
+        "bandwidth": bandwidth(wave, rate),
+        "dc": wave.mean() / max(wave.std(), 1e-6),
+        "rate": rate,
+        "channels": len(samples),
+    }
+    return {name: float(facts[name]) for name in TRIVIA}
 
 
+def _decibels(amplitude: float) -> float:
+    """Of full scale; -120 for silence."""
+    return 20 * np.log10(max(amplitude, 1e-6))
+
+# %% ../../nbs/8_understanding/05_shortcuts.ipynb #shor0002
 def trivia_table(m: Manifest, workers: int = -1) -> pd.DataFrame:
-    """`trivia` of every recording, and its `codec` and `suffix`; one row an utterance, in the manifest's order."""
-    run = Parallel(workers, prefer="threads", return_as="generator")(
-        delayed(lambda p: trivia(*decode(p)))(p) for p in m.paths()
-    )
-    table = pd.DataFrame(
-        list(tqdm(run, total=len(m), desc="trivia", unit="file")), index=m.utterances.utt.to_numpy()
-    )
-    suffix = m.utterances.path.str.rpartition(".")[2].str.lower()
-    return table.assign(codec=m.utterances.codec.to_numpy(), suffix=suffix.to_numpy())
+    """`trivia` of every recording.
+
+    Parameters
+    ----------
+    m : Manifest
+    workers : int
+        Threads that decode; -1: one a core.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an utterance, in the manifest's order; columns `TRIVIA`, `codec` and `suffix`.
+    """
+    threads = Parallel(workers, prefer="threads", return_as="generator")
+    facts = threads(delayed(_trivia_of)(path) for path in m.paths())
+    rows = list(tqdm(facts, total=len(m), desc="trivia", unit="file"))
+    table = pd.DataFrame(rows, index=m.utterances.utt.to_numpy())
+    table["codec"] = m.utterances.codec.to_numpy()
+    table["suffix"] = m.utterances.path.str.rpartition(".")[2].str.lower().to_numpy()
+    return table
+
+
+def _trivia_of(path) -> dict[str, float]:
+    return trivia(*decode(path))
 
 # %% ../../nbs/8_understanding/05_shortcuts.ipynb #d4b3a171
 def _columns(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as they are, words as one column a value; what never varies is left out."""
-    x = pd.get_dummies(
-        table, columns=[c for c in table if not pd.api.types.is_numeric_dtype(table[c])], dtype=float
-    )
-    return x.loc[:, x.nunique() > 1]
+    words = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    numbers = pd.get_dummies(table, columns=words, dtype=float)
+    return numbers.loc[:, numbers.nunique() > 1]
 
 
 def probe_scores(x: pd.DataFrame, labels, groups, folds: int = 5, seed: int = 0) -> np.ndarray:
-    """Scores (N,) of a logistic regression on columns of numbers, each from a fold that it was not fitted to.
+    """Scores of a logistic regression, each made by one that has not seen the recording, nor its group.
 
-    Groups stay together; a score is standardised within its fold, so that folds can be pooled.
+    Parameters
+    ----------
+    x : pandas.DataFrame, shape (N, D)
+        Columns of numbers.
+    labels, groups : array_like, shape (N,)
+        Classes (0 and 1); speakers, or whatever must stay together.
+    folds, seed : int
+        At most so many folds, fewer where a class has fewer groups; random seed.
+
+    Returns
+    -------
+    numpy.ndarray, shape (N,)
+        Standardised within each fold, so that folds can be pooled; zeros if there are no columns.
+
+    Raises
+    ------
+    ValueError
+        Too few groups of a class.
+
+    Examples
+    --------
+    >>> x = pd.DataFrame({"a": [0.0, 0.1, 0.2, 1.0, 1.1, 1.2]})
+    >>> probe_scores(x, [0, 0, 0, 1, 1, 1], groups=list("uvwxyz")).shape
+    (6,)
     """
     labels = np.asarray(labels)
-    scores = np.zeros(len(x))
     groups = np.unique(np.asarray(groups, dtype=object), return_inverse=True)[1]
-    folds = min(folds, *(len(np.unique(groups[labels == c])) for c in (0, 1)))
+    for label in (SPOOF, BONAFIDE):
+        folds = min(folds, len(np.unique(groups[labels == label])))
     if folds < 2:
         raise ValueError("the probe needs both classes, and at least two groups (speakers) of each")
+    scores = np.zeros(len(x))
     if x.shape[1] == 0:
         return scores
-    split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for fit, test in split.split(x, labels, groups):
+    values = x.to_numpy()
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for fit, test in splitter.split(values, labels, groups):
         if len(np.unique(labels[fit])) < 2:
             raise ValueError("a fold without one of the classes: too few speakers of it; pass other groups")
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
-        model.fit(x.to_numpy()[fit], labels[fit])
-        out = model.decision_function(x.to_numpy()[test])
-        scores[test] = (out - model.decision_function(x.to_numpy()[fit]).mean()) / max(out.std(), 1e-9)
+        model.fit(values[fit], labels[fit])
+        centre = model.decision_function(values[fit]).mean()
+        held_out = model.decision_function(values[test])
+        scores[test] = (held_out - centre) / max(held_out.std(), 1e-9)
     return scores
 
 # %% ../../nbs/8_understanding/05_shortcuts.ipynb #9c9db244
@@ -115,42 +202,79 @@ def shortcuts(
     m, table : Manifest, pandas.DataFrame, optional
         The table is from `trivia_table(m)`, if already there; further columns are probed, too.
     by, groups : str
-        Columns of the utterances: one report for each value of `by`; what stays together in folds and bootstrap.
+        Columns of the utterances: one report for each value of `by`; what stays together in folds and
+        bootstrap. A recording without a group stands for itself.
     n, seed : int
         Bootstrap replicates; random seed.
 
     Returns
     -------
     pandas.DataFrame
-        `by`, `trivia` (a column, or "all together"), `auc`, `low`, `high` (95 %), `eer`, `found` (the interval
-        excludes chance). An AUC of a single column below 0.5 means: larger for spoof.
+        `by`, `trivia` (a column, or "all together"), `auc`, `low`, `high` (95 %), `eer`, `found` (the
+        interval excludes chance). An AUC of a single column below 0.5 means: larger for spoof.
+
+    Raises
+    ------
+    ValueError
+        Unknown labels, a table of other recordings, or too few groups of a class.
     """
-    table = trivia_table(m) if table is None else table
-    u = m.utterances
+    utterances = m.utterances
+    label_ids(utterances.label)  # refuses unknown labels before anything is measured
+    if table is None:
+        table = trivia_table(m)
+    if len(table) != len(utterances):
+        raise ValueError(f"the table has {len(table)} rows, and the manifest {len(utterances)} recordings")
+    parts = {"": np.arange(len(utterances))}
+    if by in utterances and utterances[by].nunique() > 1:
+        parts = utterances.groupby(by).indices
     rows = []
-    parts = u.groupby(by).indices if by in u and u[by].nunique() > 1 else {"": np.arange(len(u))}
-    for part, at in parts.items():
-        labels = label_ids(u.label.iloc[at])
-        who = u[groups].iloc[at].where(u[groups].iloc[at] != "", u.utt.iloc[at])
-        x = _columns(table.iloc[at])
-        systems = {c: x[c].to_numpy() for c in x} | {"all together": probe_scores(x, labels, who, seed=seed)}
-        for name, scores in systems.items():
-            v = confidence_interval(["auc", "eer"], scores, labels, who, n=n, seed=seed)
-            found = v["auc"].low > 0.5 or (v["auc"].high < 0.5 and name != "all together")
-            rows.append((part, name, *v["auc"][:3], v["eer"].value, found))
-    return pd.DataFrame(rows, columns=[by, "trivia", "auc", "low", "high", "eer", "found"])
+    for part, here in parts.items():
+        for row in _probe(utterances.iloc[here], table.iloc[here], groups, n, seed):
+            rows.append({by: part, **row})
+    return pd.DataFrame(rows)
+
+
+def _probe(utterances: pd.DataFrame, table: pd.DataFrame, groups: str, n: int, seed: int) -> Iterator[dict]:
+    """Rows of the report of one corpus: each column alone, then all together."""
+    labels = label_ids(utterances.label)
+    who = utterances[groups].where(utterances[groups] != "", utterances.utt)
+    x = _columns(table)
+    systems = {name: x[name].to_numpy() for name in x}
+    systems["all together"] = probe_scores(x, labels, who, seed=seed)
+    for name, scores in systems.items():
+        measured = confidence_interval(["auc", "eer"], scores, labels, who, n=n, seed=seed)
+        auc = measured["auc"]
+        found = auc.low > 0.5
+        if name != "all together":  # a single column may point either way
+            found = found or auc.high < 0.5
+        row = {"trivia": name, "auc": auc.value, "low": auc.low, "high": auc.high}
+        yield row | {"eer": measured["eer"].value, "found": found}
 
 # %% ../../nbs/8_understanding/05_shortcuts.ipynb #84b96ad5
 def plot_shortcuts(report: pd.DataFrame, ax=None):
-    """AUC of each fact with its interval; chance is the vertical line, what was found is orange."""
+    """AUC of each fact with its interval; chance is the upright line, what was found is orange.
+
+    Parameters
+    ----------
+    report : pandas.DataFrame
+        From `shortcuts`.
+    ax : matplotlib.axes.Axes, optional
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
     import matplotlib.pyplot as plt
 
     ax = ax or plt.subplots(figsize=(6.5, 0.35 * len(report) + 0.8))[1]
-    for i, r in enumerate(report[::-1].itertuples()):
-        ax.plot([r.low, r.high], [i, i], color=COLORS["spoof" if r.found else "bonafide"], lw=3)
-        ax.plot(r.auc, i, "o", color="black", ms=4)
+    by = report.columns[0]
+    names = []
+    for height, row in enumerate(report[::-1].to_dict("records")):
+        color = COLORS["spoof"] if row["found"] else COLORS["bonafide"]
+        ax.plot([row["low"], row["high"]], [height, height], color=color, lw=3)
+        ax.plot(row["auc"], height, "o", color="black", ms=4)
+        names.append(f"{row[by]} {row['trivia']}".strip())
     ax.axvline(0.5, color="black", lw=1)
-    names = [" ".join(x for x in (str(r[1]), r.trivia) if x) for r in report[::-1].itertuples()]
     ax.set_yticks(range(len(report)), names)
     ax.set(xlim=(0, 1), xlabel="AUC (0.5: chance)")
     return ax

@@ -60,7 +60,7 @@ Param = Annotated[
 
 
 def _pairs(texts: list[str] | None, **given) -> list[tuple[str, str]]:
-    """(name, value) of texts NAME=VALUE, after those that are given and not None."""
+    """(name, value) of texts NAME=VALUE, after those that are given by themselves and not None."""
     pairs = [(name, str(value)) for name, value in given.items() if value is not None]
     for text in texts or []:
         name, equals, value = text.partition("=")
@@ -85,10 +85,12 @@ def run(
 
     path = find_recipe(recipe)
     if show:
-        for name, p in recipe_parameters(path).items():
-            typer.echo(f"{name} = {p['default']!r}  {p['help']}")
+        for name, parameter in recipe_parameters(path).items():
+            typer.echo(f"{name} = {parameter['default']!r}  {parameter['help']}")
         return
-    _report_run(run_recipe(str(path), merge_parameters(path, file, _pairs(param, out=out))), path.stem)
+    values = merge_parameters(path, file, _pairs(param, out=out))
+    folder = run_recipe(str(path), values)
+    _report_run(folder, path.stem)
 
 # %% ../../nbs/9_use/05_cli.ipynb #1078d534
 @app.command(epilog="Example: `wedefense-nb demo --data my_corpus -p model=resnet18 -p model_options={}`")
@@ -105,19 +107,25 @@ def demo(
 
     out = out or Path(f"runs/demo-{Path(data).resolve().name}")
     values = merge_parameters(find_recipe("detection"), None, _pairs(param, data=data, out=out))
-    if fresh:
-        shutil.rmtree(values["out"], ignore_errors=True)
+    folder = Path(values["out"])
+    if fresh and folder.exists():
+        if not (folder / "detection.ipynb").is_file():
+            remedy = "delete it yourself, or leave out --fresh"
+            raise ValueError(f"{folder} holds no run of the recipe detection: {remedy}")
+        shutil.rmtree(folder)
     _report_run(run_recipe("detection", values), "detection")
 
-
+# %% ../../nbs/9_use/05_cli.ipynb #cli00007
 def _report_run(folder: Path, recipe: str) -> None:
     """Print the metrics table of a finished run and where things are."""
     import pandas as pd
 
     from wedefense_nb.metrics import show
 
-    result = json.loads((folder / "result.json").read_text())
-    if result.get("metrics"):
-        typer.echo("\n" + show(pd.DataFrame(result["metrics"])).to_string() + "\n")
-    for what, path in {"notebook": f"{recipe}.ipynb", "page": f"{recipe}.html", "run folder": ""}.items():
-        typer.echo(f"{what:<11}{folder / path}")
+    result = folder / "result.json"
+    metrics = json.loads(result.read_text()).get("metrics") if result.is_file() else None
+    if metrics:
+        typer.echo("\n" + show(pd.DataFrame(metrics)).to_string() + "\n")
+    typer.echo(f"notebook   {folder / f'{recipe}.ipynb'}")
+    typer.echo(f"page       {folder / f'{recipe}.html'}")
+    typer.echo(f"run folder {folder}")

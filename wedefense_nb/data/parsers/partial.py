@@ -7,7 +7,6 @@ __all__ = ['RESOLUTIONS', 'segments_from_labels', 'partial_only', 'assert_polari
            'partialspoof', 'half_truth', 'had', 'add2023_track2', 'llamapartialspoof', 'lav_df']
 
 # %% ../../../nbs/1_data/06_partial.ipynb #9c932534
-import itertools
 import json
 import pickle
 from pathlib import Path
@@ -26,6 +25,7 @@ from wedefense_nb.data.lists import (
     rows,
     to_labels,
 )
+from ..manifest import SEGMENTS
 from .asvspoof import LA_2019
 
 # %% ../../../nbs/1_data/06_partial.ipynb #2ce986e1
@@ -36,35 +36,77 @@ def segments_from_labels(labels: dict[str, np.ndarray], resolution: float) -> pd
     ----------
     labels : dict of utt to array, shape (F,)
         0 (spoof) or 1 (bona fide), one each `resolution` seconds.
+    resolution : float
+        Seconds a frame.
 
     Returns
     -------
     pandas.DataFrame
         `utt`, `start`, `end` (s), `label`; the last end may exceed the recording by less than `resolution`.
+
+    Examples
+    --------
+    >>> segments_from_labels({"a": np.array([1, 0, 0])}, 0.5)[["start", "end", "label"]].to_numpy().tolist()
+    [[0.0, 0.5, 'bonafide'], [0.5, 1.5, 'spoof']]
     """
     lengths = np.array([len(x) for x in labels.values()])
     flat = np.concatenate(list(labels.values()))
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    starts = np.flatnonzero(np.r_[True, (np.diff(flat) != 0) | (np.diff(owner) != 0)])
-    ends = np.r_[starts[1:], len(flat)]
-    first = np.cumsum(lengths) - lengths
+    owner = np.repeat(np.arange(len(lengths)), lengths)  # which utterance a frame belongs to
+    changes = (np.diff(flat) != 0) | (np.diff(owner) != 0)
+    starts = np.flatnonzero(np.concatenate([[True], changes]))
+    ends = np.append(starts[1:], len(flat))
+    first_frames = np.cumsum(lengths) - lengths
     utts = np.array(list(labels), dtype=object)
     who = owner[starts]
-    times = {"start": (starts - first[who]) * resolution, "end": (ends - first[who]) * resolution}
-    return pd.DataFrame({"utt": utts[who], **times, "label": np.where(flat[starts] == 1, "bonafide", "spoof")})
+    return pd.DataFrame(
+        {
+            "utt": utts[who],
+            "start": (starts - first_frames[who]) * resolution,
+            "end": (ends - first_frames[who]) * resolution,
+            "label": np.where(flat[starts] == 1, "bonafide", "spoof"),
+        }
+    )
 
 # %% ../../../nbs/1_data/06_partial.ipynb #f78e7c91
 def partial_only(s: pd.DataFrame, attack: str = "") -> pd.DataFrame:
-    """Segments of utterances that have both kinds; spoof segments get the attack."""
-    both = s.groupby("utt").label.transform("nunique") > 1
-    return s[both].assign(attack=np.where(s.label[both] == "spoof", attack, "")).reset_index(drop=True)
+    """Segments of utterances that have both kinds; spoof segments get the attack.
+
+    Parameters
+    ----------
+    s : pandas.DataFrame
+        `utt`, `start`, `end`, `label`.
+    attack : str
+    """
+    has_both = s.groupby("utt").label.transform("nunique") > 1
+    s = s[has_both].reset_index(drop=True)
+    return s.assign(attack=np.where(s.label == "spoof", attack, ""))
+
+
+def _joined_segments(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of segments below each other; without any, an empty one."""
+    if not parts:
+        return pd.DataFrame(columns=list(SEGMENTS))
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../../../nbs/1_data/06_partial.ipynb #bf1f5b70
 def assert_polarity(u: pd.DataFrame, s: pd.DataFrame, where) -> None:
-    """Segments must fit the labels of utterances: bona fide has no fake segment, spoof has one."""
-    fake = set(s.utt[s.label == "spoof"])
+    """Segments must fit the labels of utterances: bona fide has no fake segment, spoof has one.
+
+    Parameters
+    ----------
+    u, s : pandas.DataFrame
+        Utterances and segments; utterances without segments or label say nothing.
+    where : str or Path
+        The list, for the message.
+
+    Raises
+    ------
+    CorpusError
+        They contradict each other: in how many utterances, and in which first.
+    """
+    with_fake = set(s.utt[s.label == "spoof"])
     u = u[u.utt.isin(set(s.utt)) & (u.label != "")]
-    odd = u[(u.label == "spoof") != u.utt.isin(fake)]
+    odd = u[(u.label == "spoof") != u.utt.isin(with_fake)]
     if len(odd):
         raise CorpusError(
             f"{where}: polarity: segments contradict the labels of {len(odd)} of {len(u)} utterances "
@@ -73,6 +115,8 @@ def assert_polarity(u: pd.DataFrame, s: pd.DataFrame, where) -> None:
 
 # %% ../../../nbs/1_data/06_partial.ipynb #c4664f41
 class _ArraysOnly(pickle.Unpickler):
+    """Reads pickles of numpy arrays of text, and refuses what asks for anything else."""
+
     def find_class(self, module: str, name: str):
         if module.startswith("numpy") and name in ("_reconstruct", "scalar", "ndarray", "dtype", "str_"):
             home = "numpy._core.multiarray" if name in ("_reconstruct", "scalar") else "numpy"
@@ -86,31 +130,67 @@ RESOLUTIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
 def segment_labels(root, split: str, resolution: float) -> dict[str, np.ndarray]:
-    """PartialSpoof's frame labels: utt to an array of 0 (spoof) and 1 (bona fide), at one of `RESOLUTIONS` (s)."""
+    """PartialSpoof's frame labels.
+
+    Parameters
+    ----------
+    root : str or Path
+        The unpacked corpus.
+    split : str
+        "train", "dev" or "eval".
+    resolution : float
+        Seconds a frame, one of `RESOLUTIONS`.
+
+    Returns
+    -------
+    dict of utt to numpy.ndarray, int8, shape (F,)
+        0 (spoof) or 1 (bona fide).
+
+    Raises
+    ------
+    ValueError
+        Another resolution.
+    CorpusError
+        No such file, other labels, or a file that wants to run code.
+    """
     if resolution not in RESOLUTIONS:
         raise ValueError(f"resolution {resolution}: there are {RESOLUTIONS}")
     base = find_root("partialspoof", root, ["segment_labels"], inside=["database"])
     path = base / "segment_labels" / f"{split}_seglab_{resolution}.npy"
     if not path.is_file():
         raise CorpusError(f"{path}: no such file; unpack database_segment_labels_v1.2.tar.gz")
-    with open(path, "rb") as f:
-        version = np.lib.format.read_magic(f)
-        getattr(np.lib.format, f"read_array_header_{version[0]}_0")(f)
-        texts = _ArraysOnly(f).load().item()
-    bad = sorted({str(x) for v in texts.values() for x in np.unique(v)} - {"0", "1"})
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            np.lib.format.read_array_header_1_0(file)
+        else:
+            np.lib.format.read_array_header_2_0(file)
+        texts = _ArraysOnly(file).load().item()
+    found = {str(x) for labels in texts.values() for x in np.unique(labels)}
+    bad = sorted(found - {"0", "1"})
     if bad:
         raise CorpusError(f"{path}: labels {bad[:5]}; need '0' (spoof) and '1' (bona fide)")
-    return {utt: np.asarray(v).astype(np.int8) for utt, v in texts.items()}
+    return {utt: np.asarray(labels).astype(np.int8) for utt, labels in texts.items()}
 
 # %% ../../../nbs/1_data/06_partial.ipynb #c27b8dcb
 def read_rttm(path) -> pd.DataFrame:
-    """Segments `utt`, `start`, `end` (s), `label` of an RTTM file; those shorter than 0.1 ms are dropped."""
-    t = read_fields(path, [10])
-    start = t[3].astype(float)
-    length = t[4].astype(float)
-    s = pd.DataFrame(
-        {"utt": t[1], "start": start, "end": start + length, "label": to_labels(t[7], CHALLENGE_WORDS, path)}
-    )
+    """Segments of an RTTM file; those shorter than 0.1 ms are dropped.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `utt`, `start`, `end` (s), `label`.
+
+    Raises
+    ------
+    CorpusError
+        Lines without ten columns, or with another label than "bonafide" and "spoof".
+    """
+    table = read_fields(path, [10])
+    start = table[3].astype(float)
+    length = table[4].astype(float)
+    label = to_labels(table[7], CHALLENGE_WORDS, path)
+    s = pd.DataFrame({"utt": table[1], "start": start, "end": start + length, "label": label})
     return s[length > 1e-4]
 
 # %% ../../../nbs/1_data/06_partial.ipynb #63539e10
@@ -119,12 +199,13 @@ def _partialspoof_segments(base: Path, split: str, resolution, problems: list) -
     rttm = base / split / "con_data" / "rttm_2cls_0sil"
     if resolution is None and rttm.is_file():
         return read_rttm(rttm), 2e-3  # times are written with three decimals
-    there = [r for r in RESOLUTIONS if (base / "segment_labels" / f"{split}_seglab_{r}.npy").is_file()]
-    if resolution is None and not there:
-        problems.append(("missing", f"segment_labels/{split}_seglab_*.npy", "segments"))
-        return pd.DataFrame({"utt": [], "start": [], "end": [], "label": []}), 0.0
-    step = resolution or there[0]
-    return segments_from_labels(segment_labels(base, split, step), step), step
+    if resolution is None:
+        there = [r for r in RESOLUTIONS if (base / "segment_labels" / f"{split}_seglab_{r}.npy").is_file()]
+        if not there:
+            problems.append(("missing", f"segment_labels/{split}_seglab_*.npy", "segments"))
+            return pd.DataFrame({"utt": [], "start": [], "end": [], "label": []}), 0.0
+        resolution = there[0]
+    return segments_from_labels(segment_labels(base, split, resolution), resolution), resolution
 
 # %% ../../../nbs/1_data/06_partial.ipynb #98017df7
 @parser(
@@ -140,51 +221,93 @@ def _partialspoof_segments(base: Path, split: str, resolution, problems: list) -
     good_for="training a localizer; every published one is compared on it",
 )
 def partialspoof(root: Path, resolution: float | None = None) -> Listing:
-    """PartialSpoof: replaced words in recordings of ASVspoof 2019 LA."""
+    """PartialSpoof: replaced words in recordings of ASVspoof 2019 LA.
+
+    Parameters
+    ----------
+    root : Path
+    resolution : float, optional
+        One of `RESOLUTIONS` (s), for segments from its frame labels; by default exact ones, or from the finest.
+    """
     base = find_root("partialspoof", root, ["protocols"], inside=["database"])
     folder = "protocols/PartialSpoof_LA_cm_protocols"
-    lists = {s: f"{folder}/PartialSpoof.LA.cm.{s}.trl.txt" for s in ("train", "dev", "eval")}
+    lists = {split: f"{folder}/PartialSpoof.LA.cm.{split}.trl.txt" for split in ("train", "dev", "eval")}
     parts = []
     found = []
     problems = []
     slack = 0.0
-    for split, path, t in each_list(base, lists, [5], problems):
-        label = to_labels(t[4], CHALLENGE_WORDS, path)
-        agree(label, t[3] == "-", path, "the column CON")
-        u = rows(t[1], f"{split}/con_wav", ".wav", label=label, split=split, speaker=t[0], attack=t[3])
+    for split, path, table in each_list(base, lists, [5], problems):
+        speaker, utt, _, con, word = (table[i] for i in range(5))
+        label = to_labels(word, CHALLENGE_WORDS, path)
+        agree(label, con == "-", path, "the column CON")
+        u = rows(utt, f"{split}/con_wav", ".wav", label=label, split=split, speaker=speaker, attack=con)
         s, step = _partialspoof_segments(base, split, resolution, problems)
         assert_polarity(u, s, f"segments of {split}")
-        parts = [*parts, u]
-        found = [*found, partial_only(s[s.utt.isin(set(u.utt))], "CON")]
+        parts.append(u)
+        found.append(partial_only(s[s.utt.isin(set(u.utt))], "CON"))
         slack = max(slack, step)
-    segments = pd.concat(found) if found else None
-    return Listing(joined(parts), base, segments, [f"{s}/con_wav" for s in lists], slack=slack, problems=problems)
+    folders = [f"{split}/con_wav" for split in lists]
+    return Listing(joined(parts), base, _joined_segments(found), folders, slack=slack, problems=problems)
 
 # %% ../../../nbs/1_data/06_partial.ipynb #1b4ff947
-def half_truth(path, t: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """Segments and labels of lines `UTT start-end-T|F/… 1|0`."""
-    each = t[1].str.split("/").explode()
-    parts = each.str.extract(r"^([\d.]+)-([\d.]+)-([TF])$")
+def half_truth(path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Segments and labels of lines `UTT start-end-T|F/… 1|0`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The list, for messages.
+    table : pandas.DataFrame
+        Its three columns, as from `lists.read_fields`.
+
+    Returns
+    -------
+    segments : pandas.DataFrame
+        `utt`, `start`, `end` (s), `label`.
+    label : pandas.Series of str
+        Of each line.
+
+    Raises
+    ------
+    CorpusError
+        A piece of another form, or a last column that contradicts the pieces.
+
+    Examples
+    --------
+    >>> s, label = half_truth("list.txt", pd.DataFrame([["a", "0.00-1.43-T/1.43-2.02-F", "0"]]))
+    >>> s.end.tolist(), s.label.tolist(), label.tolist()
+    ([1.43, 2.02], ['bonafide', 'spoof'], ['spoof'])
+    """
+    pieces = table[1].str.split("/").explode()  # keeps the index of the line
+    parts = pieces.str.extract(r"^([\d.]+)-([\d.]+)-([TF])$")
     if parts.isna().any(axis=None):
-        raise CorpusError(f"{path}: {each[parts.isna().any(axis=1)].iloc[0]!r} is not start-end-T or start-end-F")
-    labels = to_labels(parts[2], {"T": "bonafide", "F": "spoof"}, path)
-    times = {"start": parts[0].astype(float), "end": parts[1].astype(float)}
-    s = pd.DataFrame({"utt": t[0].loc[each.index], **times, "label": labels})
-    utterance = to_labels(t[2], {"1": "bonafide", "0": "spoof"}, path)
-    fake = s.groupby(level=0).label.agg(lambda x: (x == "spoof").any())
-    agree(utterance, ~fake.reindex(t.index), path, "the segments")
-    return s.reset_index(drop=True), utterance
+        odd = pieces[parts.isna().any(axis=1)].iloc[0]
+        raise CorpusError(f"{path}: {odd!r} is not start-end-T or start-end-F")
+    s = pd.DataFrame(
+        {
+            "utt": table[0].loc[pieces.index],
+            "start": parts[0].astype(float),
+            "end": parts[1].astype(float),
+            "label": to_labels(parts[2], {"T": "bonafide", "F": "spoof"}, path),
+        }
+    )
+    label = to_labels(table[2], {"1": "bonafide", "0": "spoof"}, path)
+    has_fake = (s.label == "spoof").groupby(level=0).any()
+    agree(label, ~has_fake.reindex(table.index), path, "the segments")
+    return s.reset_index(drop=True), label
 
 
 def _half_truth_corpus(base: Path, lists: dict, folder: dict, problems: list) -> Listing:
-    parts, found = [], []
-    for split, path, t in each_list(base, lists, [3], problems):
-        s, label = half_truth(path, t)
-        parts.append(rows(t[0], folder[split], ".wav", label=label, split=split))
+    """A corpus whose lists are in that form; `folder` says where the recordings of each split lie."""
+    parts = []
+    found = []
+    for split, path, table in each_list(base, lists, [3], problems):
+        s, label = half_truth(path, table)
+        parts.append(rows(table[0], folder[split], ".wav", label=label, split=split))
         found.append(partial_only(s))
-    segments = pd.concat(found, ignore_index=True) if found else None
     folders = [f.split("/")[0] for f in folder.values()]
-    return Listing(joined(parts), base, segments, folders, slack=0.02, problems=problems)  # two decimals
+    slack = 0.02  # two decimals
+    return Listing(joined(parts), base, _joined_segments(found), folders, slack=slack, problems=problems)
 
 # %% ../../../nbs/1_data/06_partial.ipynb #99ac6811
 @parser(
@@ -198,10 +321,14 @@ def _half_truth_corpus(base: Path, lists: dict, folder: dict, problems: list) ->
 )
 def had(root: Path) -> Listing:
     """Half-Truth Audio Detection; the folders are really called `conbine`."""
-    lists = {s: f"HAD_{s}/HAD_{s}_label.txt" for s in ("train", "dev", "test")}
-    base = find_root("had", root, lists.values(), inside=["HAD"])
+    lists = {
+        "train": "HAD_train/HAD_train_label.txt",
+        "dev": "HAD_dev/HAD_dev_label.txt",
+        "eval": "HAD_test/HAD_test_label.txt",
+    }
     folder = {"train": "HAD_train/conbine", "dev": "HAD_dev/conbine", "eval": "HAD_test/test"}
-    return _half_truth_corpus(base, dict(zip(folder, lists.values(), strict=True)), folder, [])
+    base = find_root("had", root, lists.values(), inside=["HAD"])
+    return _half_truth_corpus(base, lists, folder, [])
 
 
 @parser(
@@ -217,35 +344,71 @@ def had(root: Path) -> Listing:
 )
 def add2023_track2(root: Path) -> Listing:
     """ADD 2023, manipulation region location; the test set has no labels."""
-    name = "ADD2023_Track2"
-    folders = {s: f"ADD2023_Track2_{f}/wav" for s, f in [("train", "train"), ("dev", "dev"), ("eval", "test")]}
-    base = find_root("add2023_track2", root, [f"{name}_train", f"{name}_dev", f"{name}_test"])
-    listing = _half_truth_corpus(base, {s: f"{name}_{s}/label.txt" for s in ("train", "dev")}, folders, [])
-    test = pd.Series(sorted(p.stem for p in (base / folders["eval"]).glob("*.wav")), dtype="str")
-    listing.utterances = pd.concat(
-        [listing.utterances, rows(test, folders["eval"], ".wav", label="", split="eval")]
-    )
+    home = {"train": "ADD2023_Track2_train", "dev": "ADD2023_Track2_dev", "eval": "ADD2023_Track2_test"}
+    base = find_root("add2023_track2", root, home.values())
+    folder = {split: f"{place}/wav" for split, place in home.items()}
+    lists = {split: f"{home[split]}/label.txt" for split in ("train", "dev")}
+    listing = _half_truth_corpus(base, lists, folder, [])
+    names = sorted(p.stem for p in (base / folder["eval"]).glob("*.wav"))
+    test = rows(pd.Series(names, dtype="str"), folder["eval"], ".wav", label="", split="eval")
+    listing.utterances = joined([listing.utterances, test])
     return listing
 
 # %% ../../../nbs/1_data/06_partial.ipynb #0483c3ab
+def _llama_segments(utt: str, seconds: str, pieces: list[str]) -> list[dict]:
+    """Segments of `start-end-label …`; ValueError if they are of another form or leave gaps."""
+    segments = []
+    at = 0.0
+    for piece in pieces:
+        start, end, label = piece.split("-")
+        if float(start) != at or label not in CHALLENGE_WORDS:
+            raise ValueError(piece)
+        at = float(end)
+        segments.append({"utt": utt, "start": float(start), "end": at, "label": label})
+    if not segments or abs(at - float(seconds)) >= 1e-3:
+        raise ValueError(f"to {at}")
+    return segments
+
+
 def _llama_line(number: int, line: str, path: Path) -> tuple[dict, list[dict]]:
-    utt, duration, label, *pieces = (line.split() + [""] * 3)[:3] + line.split()[3:]
-    s = [dict(zip(("start", "end", "label"), p.split("-"), strict=False), utt=utt) for p in pieces]
+    """The utterance and the segments of a line."""
     try:
-        edges = [(float(x["start"]), float(x["end"])) for x in s]
-        tiles = edges[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(edges))
-        fits = (
-            tiles
-            and abs(edges[-1][1] - float(duration)) < 1e-3
-            and {x["label"] for x in s} <= set(CHALLENGE_WORDS)
-        )
-    except (ValueError, KeyError, IndexError):
-        fits = False
-    if not fits or label not in CHALLENGE_WORDS or "\ufffd" in line:
+        utt, seconds, label, *pieces = line.split()
+        segments = _llama_segments(utt, seconds, pieces)
+        if label not in CHALLENGE_WORDS or "\ufffd" in line:
+            raise ValueError(line)
+    except ValueError:
         raise CorpusError(
             f"{path}: line {number} is not UTT SECONDS LABEL start-end-label … without gaps: {line[:80]!r}"
-        )
-    return {"utt": utt, "label": label}, s
+        ) from None
+    return {"utt": utt, "label": label}, segments
+
+
+def _llama_list(path: Path, folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Utterances and segments of a list."""
+    utterances = []
+    segments = []
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            utterance, pieces = _llama_line(number, line, path)
+            utterances.append(utterance)
+            segments += pieces
+    table = pd.DataFrame(utterances, dtype="str")
+    name = table.utt.str.extract(r"^[^-_]+-(?P<attack>.+?)-(?P<kind>full|partial[^_]*)_").fillna("")
+    origin = table.utt.str.extract(r"_(?P<source>(?P<speaker>\d+)_\d+_\d+_\d+)$").fillna("")
+    u = rows(
+        table.utt,
+        folder,
+        ".wav",
+        label=table.label,
+        split="eval",
+        speaker=origin.speaker,
+        source=origin.source,
+        attack=name.attack.where(table.label == "spoof", ""),
+        kind=name.kind,
+    )
+    return u, pd.DataFrame(segments)
 
 # %% ../../../nbs/1_data/06_partial.ipynb #ec76cd39
 @parser(
@@ -262,42 +425,35 @@ def _llama_line(number: int, line: str, path: Path) -> tuple[dict, list[dict]]:
 )
 def llamapartialspoof(root: Path) -> Listing:
     """LlamaPartialSpoof, both releases."""
-    lists = {part: f"label_{part}.txt" for part in ("R01TTS.0.a", "R01TTS.0.b")}
+    lists = {folder: f"label_{folder}.txt" for folder in ("R01TTS.0.a", "R01TTS.0.b")}
     base = find_root("llamapartialspoof", root, lists.values())
     parts = []
     found = []
-    problems = [("missing", f, "list") for f in lists.values() if not (base / f).is_file()]
-    for part in (p for p, f in lists.items() if (base / f).is_file()):
-        text = (base / lists[part]).read_bytes().decode("utf-8-sig", errors="replace").splitlines()
-        pairs = [_llama_line(i, line, base / lists[part]) for i, line in enumerate(text, 1) if line.strip()]
-        u = pd.DataFrame([p[0] for p in pairs], dtype="str")
-        s = pd.DataFrame([x for p in pairs for x in p[1]])
-        name = u.utt.str.extract(r"^[^-_]+-(?P<attack>.+?)-(?P<kind>full|partial[^_]*)_").fillna("")
-        source = u.utt.str.extract(r"_((\d+)_\d+_\d+_\d+)$").fillna("")
-        parts.append(
-            rows(
-                u.utt,
-                part,
-                ".wav",
-                label=u.label,
-                split="eval",
-                speaker=source[1],
-                source=source[0],
-                attack=name.attack.where(u.label == "spoof", ""),
-                kind=name.kind,
-            )
-        )
-        s = s.astype({"start": float, "end": float})
-        assert_polarity(parts[-1], s, base / lists[part])
+    problems = []
+    for folder, name in lists.items():
+        if not (base / name).is_file():
+            problems.append(("missing", name, "list"))
+            continue
+        u, s = _llama_list(base / name, folder)
+        assert_polarity(u, s, base / name)
+        parts.append(u)
         found.append(partial_only(s))
-    return Listing(joined(parts), base, pd.concat(found), list(lists), slack=2e-3, problems=problems)
+    segments = _joined_segments(found)
+    return Listing(joined(parts), base, segments, list(lists), slack=2e-3, problems=problems)
 
 # %% ../../../nbs/1_data/06_partial.ipynb #b3685795
 def _tile(periods, duration: float) -> list[tuple[float, float, str]]:
-    """Fake periods and the bona fide stretches between them."""
-    edges = [0.0, *(min(float(x), duration) for p in sorted(periods) for x in p), duration]
-    pieces = zip(itertools.pairwise(edges), itertools.cycle(("bonafide", "spoof")), strict=False)
-    return [(start, end, label) for (start, end), label in pieces if end > start]
+    """(start, end, label): fake periods and the bona fide stretches between them, up to the end."""
+    pieces = []
+    at = 0.0
+    for start, end in sorted(periods):
+        start = min(float(start), duration)
+        end = min(float(end), duration)
+        pieces.append((at, start, "bonafide"))
+        pieces.append((start, end, "spoof"))
+        at = end
+    pieces.append((at, duration, "bonafide"))
+    return [(start, end, label) for start, end, label in pieces if end > start]
 
 
 @parser(
@@ -314,24 +470,27 @@ def _tile(periods, duration: float) -> list[tuple[float, float, str]]:
 def lav_df(root: Path) -> Listing:
     """LAV-DF: spoof means that the sound was modified."""
     base = find_root("lav_df", root, ["metadata.min.json"], inside=["LAV-DF"])
-    t = pd.DataFrame(json.loads((base / "metadata.min.json").read_text(encoding="utf-8-sig")))
+    path = base / "metadata.min.json"
+    table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8-sig")))
     need = ["file", "fake_periods", "duration", "modify_audio", "modify_video", "split"]
-    if missing := [c for c in need if c not in t]:
-        raise CorpusError(f"{base / 'metadata.min.json'}: no {missing} in it; found {list(t.columns)}")
-    utt = t.file.astype("str").str.replace(r"\.mp4$", "", regex=True)
-    label = to_labels(
-        t.modify_audio.astype(str), {"True": "spoof", "False": "bonafide"}, base / "metadata.min.json"
+    missing = [c for c in need if c not in table]
+    if missing:
+        raise CorpusError(f"{path}: no {missing} in it; found {list(table.columns)}")
+    label = to_labels(table.modify_audio.astype(str), {"True": "spoof", "False": "bonafide"}, path)
+    no_periods = table.fake_periods.str.len() == 0
+    agree(label, (label == "bonafide") | no_periods, path, "fake_periods")
+    utt = table.file.astype("str").str.replace(r"\.mp4$", "", regex=True)
+    u = rows(
+        utt,
+        path=table.file,
+        label=label,
+        split=to_labels(table.split, {"train": "train", "dev": "dev", "test": "eval"}, path),
+        source=table.original.fillna("") if "original" in table else "",
+        modify_video=table.modify_video,
     )
-    silent = (label == "spoof") & (t.fake_periods.str.len() == 0)
-    agree(label.where(~silent, "bonafide"), label == "bonafide", base / "metadata.min.json", "fake_periods")
-    split = to_labels(t.split, {"train": "train", "dev": "dev", "test": "eval"}, base / "metadata.min.json")
-    source = t.original.fillna("") if "original" in t else ""
-    u = rows(utt, "", "", label=label, split=split, source=source, modify_video=t.modify_video).assign(path=t.file)
-    fake = [
-        (x, *piece)
-        for x, periods, d, y in zip(utt, t.fake_periods, t.duration, label, strict=True)
-        if y == "spoof"
-        for piece in _tile(periods, float(d))
-    ]
-    s = partial_only(pd.DataFrame(fake, columns=["utt", "start", "end", "label"]))
+    segments = []
+    for clip in table.assign(utt=utt)[label == "spoof"].itertuples():
+        for start, end, kind in _tile(clip.fake_periods, float(clip.duration)):
+            segments.append((clip.utt, start, end, kind))
+    s = partial_only(pd.DataFrame(segments, columns=["utt", "start", "end", "label"]))
     return Listing(u, base, s, ["train", "dev", "test"], slack=0.1)

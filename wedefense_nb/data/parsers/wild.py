@@ -20,14 +20,25 @@ from ..manifest import SEGMENTS
 
 # %% ../../../nbs/1_data/07_wild.ipynb #2bee1e4d
 def read_table(path, need, sep: str = ",") -> pd.DataFrame:
-    """A text table with a header, all columns as text; `need` must be among them.
+    """A text table with a header, all columns as text.
 
-    With another separator than the comma, quotation marks mean nothing. Rows are counted against lines.
+    Parameters
+    ----------
+    path : str or Path
+    need : sequence of str
+        Columns that must be among them.
+    sep : str
+        With another separator than the comma, quotation marks mean nothing, and rows are counted against lines.
+
+    Raises
+    ------
+    CorpusError
+        Not such a table, or not these columns.
     """
     path = Path(path)
     quoting = csv.QUOTE_MINIMAL if sep == "," else csv.QUOTE_NONE
     try:
-        t = pd.read_csv(
+        table = pd.read_csv(
             path,
             sep=sep,
             dtype=str,
@@ -38,22 +49,28 @@ def read_table(path, need, sep: str = ",") -> pd.DataFrame:
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: not a table separated by {sep!r} ({str(error).strip()})") from error
-    t.columns = [c.strip() for c in t.columns]
-    if missing := [c for c in need if c not in t.columns]:
-        raise CorpusError(f"{path}: no column {missing}; found {list(t.columns)}")
-    lines = sum(1 for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()) - 1
-    if quoting == csv.QUOTE_NONE and lines != len(t):
-        raise CorpusError(f"{path}: {lines} lines but {len(t)} rows")
-    return t.apply(lambda column: column.str.strip())
+    table.columns = [c.strip() for c in table.columns]
+    missing = [c for c in need if c not in table.columns]
+    if missing:
+        raise CorpusError(f"{path}: no column {missing}; found {list(table.columns)}")
+    if quoting == csv.QUOTE_NONE:
+        text = path.read_text(encoding="utf-8-sig")
+        lines = sum(1 for line in text.splitlines() if line.strip()) - 1  # without the header
+        if lines != len(table):
+            raise CorpusError(f"{path}: {lines} lines but {len(table)} rows")
+    return table.apply(lambda column: column.str.strip())
 
 
 def ids(paths: pd.Series) -> pd.Series:
-    """Ids from paths: without suffix and a leading ./, blanks as _ (lists are separated by blanks)."""
-    return (
-        paths.astype("str")
-        .str.replace(r"^\./|\.[A-Za-z0-9]{2,4}$", "", regex=True)
-        .str.replace(r"\s+", "_", regex=True)
-    )
+    """Ids from paths: without suffix and a leading ./, blanks as _ (lists are separated by blanks).
+
+    Examples
+    --------
+    >>> ids(pd.Series(["./fake/en/tts 1/a.b.wav"])).tolist()
+    ['fake/en/tts_1/a.b']
+    """
+    without = paths.astype("str").str.replace(r"^\./|\.[A-Za-z0-9]{2,4}$", "", regex=True)
+    return without.str.replace(r"\s+", "_", regex=True)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #2dd0f2c2
 @parser(
@@ -72,9 +89,9 @@ def ids(paths: pd.Series) -> pd.Series:
 def in_the_wild(root: Path) -> Listing:
     """In-the-Wild: celebrities and politicians, real and faked, from the web."""
     base = find_root("in_the_wild", root, ["meta.csv"], inside=["release_in_the_wild"])
-    t = read_table(base / "meta.csv", ["file", "speaker", "label"])
-    label = to_labels(t.label, {"bona-fide": "bonafide", "spoof": "spoof"}, base / "meta.csv")
-    u = rows(ids(t.file), "", "", label=label, split="eval", speaker=t.speaker).assign(path=t.file)
+    table = read_table(base / "meta.csv", ["file", "speaker", "label"])
+    label = to_labels(table.label, {"bona-fide": "bonafide", "spoof": "spoof"}, base / "meta.csv")
+    u = rows(ids(table.file), path=table.file, label=label, split="eval", speaker=table.speaker)
     return Listing(u, base)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #30ed1dba
@@ -98,12 +115,13 @@ def spoofceleb(root: Path) -> Listing:
         if not path.is_file():
             problems.append(("missing", f"metadata/{name}.csv", "list"))
             continue
-        t = read_table(path, ["file", "speaker", "attack"])
-        label = pd.Series(np.where(t.attack == "a00", "bonafide", "spoof"), dtype="str")
-        agree(label, t.file.str.startswith("a00/"), path, "the folder")
-        attack = t.attack.where(label == "spoof", "")
-        u = rows(ids(t.file), "", "", label=label, split=split, speaker=t.speaker, attack=attack)
-        parts.append(u.assign(path=f"flac/{name}/" + t.file))
+        table = read_table(path, ["file", "speaker", "attack"])
+        label = pd.Series(np.where(table.attack == "a00", "bonafide", "spoof"), dtype="str")
+        agree(label, table.file.str.startswith("a00/"), path, "the folder")
+        attack = table.attack.where(label == "spoof", "")
+        place = f"flac/{name}/" + table.file
+        u = rows(ids(table.file), path=place, label=label, split=split, speaker=table.speaker, attack=attack)
+        parts.append(u)
     return Listing(joined(parts), base, folders=["flac"], problems=problems)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #74d04638
@@ -122,18 +140,17 @@ def deepfake_eval_2024(root: Path) -> Listing:
     """Deepfake-Eval-2024, sound; `unknown` ones are set aside."""
     base = find_root("deepfake_eval_2024", root, ["audio-metadata-publish.csv"])
     path = base / "audio-metadata-publish.csv"
-    t = read_table(path, ["Filename", "Ground Truth", "Finetuning Set"])
+    table = read_table(path, ["Filename", "Ground Truth", "Finetuning Set"])
     words = {"real": "bonafide", "fake": "spoof", "unknown": ""}
-    label = to_labels(t["Ground Truth"].str.lower(), words, path)
-    part = t["Finetuning Set"].str.lower()
+    label = to_labels(table["Ground Truth"].str.lower(), words, path)
+    part = table["Finetuning Set"].str.lower()
     split = part.map({"train": "train", "test": "eval"}).fillna("")
-    u = rows(t.Filename.str.replace(r"\s+", "_", regex=True), "", "", label=label, split=split)
-    u["path"] = "audio-data/" + t.Filename
-    problems = [("unlabelled", p, "Ground Truth is unknown") for p in u.path[label == ""]]
-    also = u.path[label == ""].tolist()
-    return Listing(
-        u[label != ""].reset_index(drop=True), base, folders=["audio-data"], also=also, problems=problems
-    )
+    utt = table.Filename.str.replace(r"\s+", "_", regex=True)
+    u = rows(utt, path="audio-data/" + table.Filename, label=label, split=split)
+    unknown = u.path[label == ""].tolist()
+    problems = [("unlabelled", name, "Ground Truth is unknown") for name in unknown]
+    known = u[label != ""].reset_index(drop=True)
+    return Listing(known, base, folders=["audio-data"], also=unknown, problems=problems)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #11d9d875
 @parser(
@@ -151,26 +168,20 @@ def mlaad(root: Path) -> Listing:
     base = find_root("mlaad", root, ["fake"], inside=["MLAAD", "mlaad"])
     parts = []
     for path in sorted((base / "fake").glob("*/*/meta.csv")):
-        t = read_table(path, ["path", "original_file", "language", "model_name"], sep="|")
-        reader = t.original_file.str.extract(r"by_book/[^/]+/([^/]+)/")[0].fillna("")
-        more = {c: t[c] for c in ("architecture", "training_data") if c in t}
-        u = rows(
-            ids(t.path),
-            "",
-            "",
-            label="spoof",
-            speaker=reader,
-            attack=t.model_name,
-            source=t.original_file,
-            language=t.language,
-            **more,
-        )
-        parts.append(u.assign(path=t.path.str.removeprefix("./")))
+        table = read_table(path, ["path", "original_file", "language", "model_name"], sep="|")
+        columns = {c: table[c] for c in ("language", "architecture", "training_data") if c in table}
+        columns |= {"attack": table.model_name, "source": table.original_file}
+        columns["speaker"] = table.original_file.str.extract(r"by_book/[^/]+/([^/]+)/")[0].fillna("")
+        columns["path"] = table.path.str.removeprefix("./")
+        parts.append(rows(ids(table.path), label="spoof", **columns))
     return Listing(joined(parts), base, folders=["fake"])
 
 # %% ../../../nbs/1_data/07_wild.ipynb #9eb245af
 def _sounds(base: Path, pattern: str, folders) -> pd.DataFrame:
-    """Paths below folders that match a pattern, with its named groups as columns; others are left to the report."""
+    """Paths of sounds below folders that match a pattern, with its named groups as columns.
+
+    What does not match is left to the report of extra files.
+    """
     paths = scan(base, folders).path
     found = paths.str.extract(pattern)
     return found.assign(path=paths)[found.notna().any(axis=1)].fillna("").reset_index(drop=True)
@@ -192,21 +203,35 @@ def _sounds(base: Path, pattern: str, folders) -> pd.DataFrame:
 def wavefake(root: Path) -> Listing:
     """WaveFake; bona fide are LJSpeech-1.1 and jsut_ver1.1 where they lie beside it."""
     base = find_root("wavefake", root, ["generated_audio"], inside=["WaveFake", "wavefake"])
-    folders = ["generated_audio", "LJSpeech-1.1", "jsut_ver1.1"]
-    fake = _sounds(
-        base,
-        r"^generated_audio/(?P<attack>[^/]+)/.*?(?P<source>[^/]+?)(?:_gen(?:erated)?)?\.wav$",
-        folders[:1],
+    real_folders = ["LJSpeech-1.1", "jsut_ver1.1"]
+    name = r"(?P<source>[^/]+?)(?:_gen(?:erated)?)?\.wav$"
+    fake = _sounds(base, r"^generated_audio/(?P<attack>[^/]+)/.*?" + name, ["generated_audio"])
+    real = _sounds(base, r"^(?P<voice>LJSpeech-1\.1|jsut_ver1\.1)/.*?(?P<source>[^/]+)\.wav$", real_folders)
+    fake = fake.assign(
+        utt=ids(fake.path.str.removeprefix("generated_audio/")),
+        label="spoof",
+        speaker=np.where(fake.attack.str.startswith("jsut"), "JSUT", "LJ"),
     )
-    real = _sounds(base, r"^(?P<voice>LJSpeech-1\.1|jsut_ver1\.1)/.*?(?P<source>[^/]+)\.wav$", folders[1:])
-    problems = [] if len(real) else [("missing", "LJSpeech-1.1", "bona fide speech; there is none without it")]
-    u = pd.concat([fake.assign(label="spoof"), real.assign(label="bonafide", attack="")], ignore_index=True)
-    japanese = u.attack.str.startswith("jsut") | (u.get("voice", "") == "jsut_ver1.1")
-    u = u.assign(utt=ids(u.path.str.removeprefix("generated_audio/")), split="", codec="")
-    u = u.assign(speaker=np.where(japanese, "JSUT", "LJ")).drop(columns="voice", errors="ignore")
-    return Listing(u, base, folders=folders, problems=problems)
+    real = real.assign(
+        utt=ids(real.path),
+        label="bonafide",
+        attack="",
+        speaker=np.where(real.voice == "jsut_ver1.1", "JSUT", "LJ"),
+    )
+    u = pd.concat([fake, real.drop(columns="voice")], ignore_index=True).assign(split="", codec="")
+    problems = []
+    if real.empty:
+        problems.append(("missing", "LJSpeech-1.1", "bona fide speech; there is none without it"))
+    return Listing(u, base, folders=["generated_audio", *real_folders], problems=problems)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #9f6b6520
+_CFAD_FOLDER = (
+    r"^(?P<version>\w+)_version/(?P<split>train|dev|test)_(?P<condition>\w+)"
+    r"/(?P<label>real|fake)_\w+/(?P<attack>[^/]+)/"
+)
+_CFAD_NAME = r"(?:.*/)?(?P<source>[^/_]+)(?:_[^/]*?)??(?:_(?P<codec>[a-z0-9]+))?\.wav$"
+
+
 @parser(
     "cfad",
     title="CFAD",
@@ -220,15 +245,17 @@ def cfad(root: Path) -> Listing:
     """CFAD in its three versions; `source` is the recording that the versions share."""
     versions = ["clean_version", "noisy_version", "codec_version"]
     base = find_root("cfad", root, versions, inside=["CFAD"])
-    folder = r"^(?P<version>\w+)_version/(?P<split>train|dev|test)_(?P<condition>\w+)/(?P<label>real|fake)_\w+/(?P<attack>[^/]+)/"
-    t = _sounds(
-        base, folder + r"(?:.*/)?(?P<source>[^/_]+)(?:_[^/]*?)??(?:_(?P<codec>[a-z0-9]+))?\.wav$", versions
+    table = _sounds(base, _CFAD_FOLDER + _CFAD_NAME, versions)
+    label = to_labels(table.label, {"real": "bonafide", "fake": "spoof"}, base)
+    is_coded = (table.version == "codec") & (table.codec != table.attack)  # else the last word is the attack
+    u = table.assign(
+        utt=ids(table.path),
+        label=label,
+        split=table.split.map({"train": "train", "dev": "dev", "test": "eval"}),
+        attack=table.attack.where(label == "spoof", ""),
+        codec=table.codec.where(is_coded, ""),
+        speaker="",
     )
-    label = to_labels(t.label, {"real": "bonafide", "fake": "spoof"}, base)
-    codec = t.codec.where((t.version == "codec") & (t.codec != t.attack), "")
-    split = t.split.map({"train": "train", "dev": "dev", "test": "eval"})
-    attack = t.attack.where(label == "spoof", "")
-    u = t.assign(utt=ids(t.path), label=label, split=split, codec=codec, attack=attack, speaker="")
     return Listing(u, base, folders=versions)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #db4e8236
@@ -245,8 +272,9 @@ def musan(root: Path) -> Listing:
     """MUSAN: `kind` is music, noise or speech."""
     kinds = ["music", "noise", "speech"]
     base = find_root("musan", root, kinds, inside=["musan"])
-    t = _sounds(base, r"^(?P<kind>music|noise|speech)/(?P<source>[^/]+)/(?P<utt>[^/]+)\.wav$", kinds)
-    return Listing(t.assign(label="", split="", speaker="", attack="", codec=""), base, folders=kinds)
+    table = _sounds(base, r"^(?P<kind>music|noise|speech)/(?P<source>[^/]+)/(?P<utt>[^/]+)\.wav$", kinds)
+    u = table.assign(label="", split="", speaker="", attack="", codec="")
+    return Listing(u, base, folders=kinds)
 
 
 @parser(
@@ -259,14 +287,19 @@ def musan(root: Path) -> Listing:
 )
 def rirs_noises(root: Path) -> Listing:
     """RIRS_NOISES: `kind` is rir or noise, `room` small, medium, large or real."""
-    parts = ["simulated_rirs", "real_rirs_isotropic_noises", "pointsource_noises"]
+    simulated, measured, noises = "simulated_rirs", "real_rirs_isotropic_noises", "pointsource_noises"
+    parts = [simulated, measured, noises]
     base = find_root("rirs_noises", root, parts, inside=["RIRS_NOISES"])
-    t = _sounds(base, r"^(?P<part>[a-z_]+)/(?:(?P<room>[a-z]+)room/)?(?:.*/)?(?P<name>[^/]+)\.wav$", parts)
-    noise = (t.part == "pointsource_noises") | ((t.part == parts[1]) & t.name.str.contains("noise"))
-    t["room"] = t.room.where((t.part != parts[1]) | noise, "real")
-    t["kind"] = pd.Series(np.where(noise, "noise", "rir"), dtype="str")
-    t = t.assign(utt=ids(t.path), label="", split="", speaker="", attack="", codec="")
-    return Listing(t.drop(columns=["part", "name"]), base, folders=parts)
+    pattern = r"^(?P<part>[a-z_]+)/(?:(?P<room>[a-z]+)room/)?(?:.*/)?(?P<file>[^/]+)\.wav$"
+    table = _sounds(base, pattern, parts)
+    in_measured = table.part == measured  # noises were recorded in those rooms, too
+    is_noise = (table.part == noises) | (in_measured & table.file.str.contains("noise"))
+    u = table.drop(columns=["part", "file"]).assign(
+        room=table.room.mask(in_measured & ~is_noise, "real"),
+        kind=pd.Series(np.where(is_noise, "noise", "rir"), dtype="str"),
+        utt=ids(table.path),
+    )
+    return Listing(u.assign(label="", split="", speaker="", attack="", codec=""), base, folders=parts)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #5e2452aa
 @parser(
@@ -284,18 +317,30 @@ def rirs_noises(root: Path) -> Listing:
 def codecfake(root: Path) -> Listing:
     """Codecfake; `condition` is the test set (C1 to C7, A1 to A3)."""
     base = find_root("codecfake", root, ["label"], inside=["Codecfake"])
-    sets = ["train", "dev", *(p.stem for p in sorted((base / "label").glob("[CA][0-9].txt")))]
-    parts, problems = [], []
-    for name, path, t in each_list(base, {s: f"label/{s}.txt" for s in sets}, [3], problems):
-        label = to_labels(t[1], {"real": "bonafide", "fake": "spoof"}, path)
-        agree(label, t[2] == "0", path, "the codec number")
-        split, folder = (name, name) if name in ("train", "dev") else ("eval", f"test/{name}")
-        folder += f"/{name}" * (base / folder / name).is_dir()  # some unpack one folder deeper
-        attack = (name if name.startswith("A") else "F0" + t[2]) if split == "eval" else "F0" + t[2]
-        u = rows(name + "/" + ids(t[0]), "", "", label=label, split=split, condition=name)
-        parts.append(
-            u.assign(path=folder + "/" + t[0], attack=pd.Series(attack, t.index).where(label == "spoof", ""))
+    tests = sorted(path.stem for path in (base / "label").glob("[CA][0-9].txt"))
+    lists = {name: f"label/{name}.txt" for name in ["train", "dev", *tests]}
+    parts = []
+    problems = []
+    for name, path, table in each_list(base, lists, [3], problems):
+        file, word, number = (table[i] for i in range(3))
+        label = to_labels(word, {"real": "bonafide", "fake": "spoof"}, path)
+        agree(label, number == "0", path, "the codec number")
+        is_test = name in tests
+        folder = f"test/{name}" if is_test else name
+        if (base / folder / name).is_dir():  # some unpack one folder deeper
+            folder = f"{folder}/{name}"
+        attack = "F0" + number
+        if name.startswith("A"):  # other synthesizers, one a set
+            attack = pd.Series(name, table.index)
+        u = rows(
+            name + "/" + ids(file),
+            path=folder + "/" + file,
+            label=label,
+            split="eval" if is_test else name,
+            attack=attack.where(label == "spoof", ""),
+            condition=name,
         )
+        parts.append(u)
     return Listing(joined(parts), base, folders=["train", "dev", "test"], problems=problems)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #c3edeaa8
@@ -308,49 +353,65 @@ def codecfake(root: Path) -> Listing:
     good_for="mixing many corpora; also says what published models were trained on",
 )
 def antideepfake(root: Path, data=None) -> Listing:
-    """One CSV, or a folder of them; `data` is what $ROOT stands for (default: where the CSV lies)."""
+    """AntiDeepfake's protocol: one CSV, or a folder of them.
+
+    Parameters
+    ----------
+    root : Path
+    data : str or Path, optional
+        What $ROOT stands for; by default where the CSV lies.
+    """
     files = [root] if root.is_file() else sorted(root.glob("*.csv"))
     if not files:
         raise CorpusError(f"{root}: no CSV here; need AntiDeepfake's protocol, with columns ID,Label,Duration,…")
-    base = Path(data) if data else (root.parent if root.is_file() else root)
+    base = Path(data) if data else files[0].parent
     need = ["ID", "Label", "Duration", "SampleRate", "Path", "Attack", "Speaker", "Proportion"]
-    t = pd.concat([read_table(f, need) for f in files], ignore_index=True)
-    label = to_labels(t.Label, {"real": "bonafide", "fake": "spoof"}, files[0])
-    split = to_labels(t.Proportion, {"train": "train", "valid": "dev", "test": "eval", "-": ""}, files[0])
-    more = {"language": t.Language.replace("-", "")} if "Language" in t else {}
-    attack = t.Attack.where(label == "spoof", "").replace("-", "")
-    corpus = t.ID.str.split("-").str[0]
-    u = rows(
-        t.ID,
-        "",
-        "",
-        label=label,
-        split=split,
-        speaker=t.Speaker.replace("-", ""),
-        attack=attack,
-        corpus=corpus,
-        **more,
-    )
-    path = t.Path.str.replace(r"^\$ROOT/*", "", regex=True)
-    u = u.assign(path=path, duration=pd.to_numeric(t.Duration), sample_rate=pd.to_numeric(t.SampleRate))
-    return Listing(u, base, folders=sorted(set(path.str.rpartition("/")[0])))
+    table = pd.concat([read_table(file, need) for file in files], ignore_index=True)
+    label = to_labels(table.Label, {"real": "bonafide", "fake": "spoof"}, files[0])
+    splits = {"train": "train", "valid": "dev", "test": "eval", "-": ""}
+    path = table.Path.str.replace(r"^\$ROOT/*", "", regex=True)
+    columns = {
+        "path": path,
+        "label": label,
+        "split": to_labels(table.Proportion, splits, files[0]),
+        "speaker": table.Speaker.replace("-", ""),
+        "attack": table.Attack.where(label == "spoof", "").replace("-", ""),
+        "corpus": table.ID.str.split("-").str[0],
+        "duration": pd.to_numeric(table.Duration),
+        "sample_rate": pd.to_numeric(table.SampleRate),
+    }
+    if "Language" in table:
+        columns["language"] = table.Language.replace("-", "")
+    folders = sorted(set(path.str.rpartition("/")[0]))
+    return Listing(rows(table.ID, **columns), base, folders=folders)
 
 # %% ../../../nbs/1_data/07_wild.ipynb #db01f4c5
-WORDS = {"bonafide": "bonafide", "bona-fide": "bonafide", "bona_fide": "bonafide", "real": "bonafide", "genuine": "bonafide",
-         "spoof": "spoof", "fake": "spoof", "": ""}  # fmt: skip
+WORDS = {
+    "bonafide": "bonafide",
+    "bona-fide": "bonafide",
+    "bona_fide": "bonafide",
+    "real": "bonafide",
+    "genuine": "bonafide",
+    "spoof": "spoof",
+    "fake": "spoof",
+    "": "",
+}
 
 
 def _own_table(path: Path) -> Listing:
-    t = read_table(path, ["path"])
-    given = {c: t[c] for c in t.columns if c not in ("utt", "path", "label")}
-    if not {"duration", "sample_rate"} <= set(given):
-        given = {c: x for c, x in given.items() if c not in ("duration", "sample_rate")}
-    label = to_labels(t["label"].str.lower(), WORDS, path) if "label" in t else ""
-    utt = t["utt"] if "utt" in t else ids(t.path)
-    u = rows(utt, "", "", **{"label": label, **given}).assign(path=t.path)
-    s = path.parent / "segments.csv"
-    segments = read_table(s, SEGMENTS).astype({"start": float, "end": float}) if s.is_file() else None
-    return Listing(u, path.parent, *([segments] if segments is not None else []))
+    """A table with at least the column `path`, and segments.csv if it lies beside it."""
+    table = read_table(path, ["path"])
+    columns = {c: table[c] for c in table.columns if c != "utt"}
+    if not {"duration", "sample_rate"} <= set(columns):  # both or neither
+        columns.pop("duration", None)
+        columns.pop("sample_rate", None)
+    columns["label"] = to_labels(table["label"].str.lower(), WORDS, path) if "label" in table else ""
+    utt = table["utt"] if "utt" in table else ids(table.path)
+    listing = Listing(rows(utt, **columns), path.parent)
+    segments = path.parent / "segments.csv"
+    if segments.is_file():
+        listing.segments = read_table(segments, SEGMENTS).astype({"start": float, "end": float})
+    return listing
 
 # %% ../../../nbs/1_data/07_wild.ipynb #96833f8d
 @parser(
@@ -363,8 +424,9 @@ def _own_table(path: Path) -> Listing:
 )
 def generic(root: Path) -> Listing:
     """A CSV (or a folder with utterances.csv), or folders [split/]bonafide|spoof[/attack]/sounds."""
-    if root.is_file() or (root / "utterances.csv").is_file():
-        return _own_table(root if root.is_file() else root / "utterances.csv")
+    table = root if root.is_file() else root / "utterances.csv"
+    if table.is_file():
+        return _own_table(table)
     if not root.is_dir():
         raise CorpusError(f"{root}: no such folder or table")
     paths = scan(root).path
@@ -373,9 +435,9 @@ def generic(root: Path) -> Listing:
         raise CorpusError(
             f"{root}: no sounds ({', '.join(sorted(SOUNDS))}) and no utterances.csv here. Found: {found}"
         )
-    words = "|".join(w for w in WORDS if w)
-    t = paths.str.extract(rf"^(?:.*/)?(?P<label>{words})/(?:(?P<attack>[^/]+)/(?:.*/)?)?[^/]+$").fillna("")
+    words = "|".join(word for word in WORDS if word)
+    names = paths.str.extract(rf"^(?:.*/)?(?P<label>{words})/(?:(?P<attack>[^/]+)/(?:.*/)?)?[^/]+$").fillna("")
     split = paths.str.extract(r"^(?:.*/)?(train|dev|eval)/")[0].fillna("")
-    label = to_labels(t.label, WORDS, root)
-    u = rows(ids(paths), "", "", label=label, split=split, attack=t.attack.where(label == "spoof", ""))
-    return Listing(u.assign(path=paths), root)
+    label = to_labels(names.label, WORDS, root)
+    attack = names.attack.where(label == "spoof", "")
+    return Listing(rows(ids(paths), path=paths, label=label, split=split, attack=attack), root)

@@ -21,14 +21,22 @@ def corpora(
     """List the corpora that `prepare` reads: size, licence, what each is good for, where it is."""
     from wedefense_nb.data.corpora import CORPORA
 
-    table = CORPORA.table()
-    table = table[(table.task == task) | (task == "")]
+    table = CORPORA.table().fillna({"trials": 0, "hours": 0})
+    if task:
+        table = table[table.task == task]
     if table.empty:
         raise ValueError(f"task {task!r}: use detection, localization or augmentation")
-    for r in table.fillna({"trials": 0, "hours": 0}).itertuples():
-        size = [f"{r.trials:,} trials" if r.trials else "", f"{r.hours:g} h" if r.hours else ""]
-        facts = ", ".join(x for x in [r.task, *size, r.licence] if x)
-        typer.echo(f"{r.Index} ({facts})\n    {r.good_for}\n    {r.url or 'no download'}")
+    for corpus in table.itertuples():
+        facts = [corpus.task]
+        if corpus.trials:
+            facts.append(f"{corpus.trials:,} trials")
+        if corpus.hours:
+            facts.append(f"{corpus.hours:g} h")
+        if corpus.licence:
+            facts.append(corpus.licence)
+        typer.echo(f"{corpus.Index} ({', '.join(facts)})")
+        typer.echo(f"    {corpus.good_for}")
+        typer.echo(f"    {corpus.url or 'no download'}")
 
 
 @app.command(epilog="Example: `wedefense-nb download asvspoof5 /data/asvspoof5 --only flac_T`")
@@ -40,16 +48,23 @@ def download(
     extract: Annotated[bool, typer.Option(help="Unpack what was fetched.")] = True,
 ):
     """Fetch a corpus that anybody may fetch; an interrupted download continues."""
-    from wedefense_nb.data.downloads import download
+    from wedefense_nb.data import downloads
 
-    typer.echo(download(name, folder, mirror, only, extract).to_string(index=False))
+    fetched = downloads.download(name, folder, mirror, only, extract)
+    typer.echo(fetched.to_string(index=False))
 
 # %% ../../../nbs/9_use/06_data.ipynb #e61c114b
 def _parser_options(pairs: list[str]) -> dict:
     """Values as YAML reads them, of texts NAME=VALUE."""
     import yaml
 
-    return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise ValueError(f"option {pair!r} has no value: write -o {name or 'NAME'}=VALUE")
+        options[name] = yaml.safe_load(value)
+    return options
 
 # %% ../../../nbs/9_use/06_data.ipynb #a2c29ee5
 @app.command(epilog="Example: `wedefense-nb prepare asvspoof2019_la /data/LA manifests/la`")
@@ -69,20 +84,23 @@ def prepare(
     """Read any corpus from its owners' files: manifest, report of what does not fit, counts."""
     from wedefense_nb.data.corpora import CorpusError, counts, survey, verdict
 
-    m, problems = survey(name, root, durations, files, **_parser_options(option or []))
+    manifest, problems = survey(name, root, durations, files, **_parser_options(option or []))
+    utterances = manifest.utterances
+    table = counts(manifest, name)
     out.mkdir(parents=True, exist_ok=True)
     problems.to_csv(out / "report.csv", index=False)
-    table = counts(m, name)
     table.to_csv(out / "counts.csv")
-    short = table if len(table) <= 60 else table[~table.index.isin(m.utterances.attack, level="of")]
-    typer.echo(short.to_string(na_rep=""))
+    shown = table
+    if len(table) > 60:  # many attacks: only the classes
+        shown = table[~table.index.isin(utterances.attack, level="of")]
+    typer.echo(shown.astype(object).where(shown.notna(), "").to_string())
     typer.echo("\n".join(verdict(table)) or "no published numbers to compare with")
     for what, group in problems.groupby("problem"):
         typer.echo(f"{len(group)} {what}, first: {group.path.iloc[0]} ({group.detail.iloc[0]})", err=True)
     if strict and len(problems):
         raise CorpusError(f"{root}: {len(problems)} problems, see {out / 'report.csv'}; no manifest written")
-    m.utterances["path"] = m.root.resolve().as_posix() + "/" + m.utterances.path
-    typer.echo(f"{len(m)} utterances, {len(m.segments)} segments: {m.write(out)}")
+    utterances["path"] = manifest.root.resolve().as_posix() + "/" + utterances.path  # found from anywhere
+    typer.echo(f"{len(manifest)} utterances, {len(manifest.segments)} segments: {manifest.write(out)}")
 
 # %% ../../../nbs/9_use/06_data.ipynb #82280809
 @app.command(epilog="Example: `wedefense-nb shard data_samples shards/train --split train --workers 4`")
@@ -98,7 +116,9 @@ def shard(
     from wedefense_nb.data.shards import write_shards
 
     manifest = Manifest.read(data)
-    made = write_shards(manifest.subset(split=split) if split else manifest, out, size, workers)
+    if split:
+        manifest = manifest.subset(split=split)
+    made = write_shards(manifest, out, size, workers)
     typer.echo(f"{len(made)} recordings in {made.utterances.path.nunique()} shards: {out}")
 
 # %% ../../../nbs/9_use/06_data.ipynb #f00784b1
@@ -120,7 +140,8 @@ def extract(
     from wedefense_nb.features import stored
     from wedefense_nb.features.upstreams import Upstream
 
+    if not device:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     front = Upstream(upstream, layers=int(layers) if layers.isdigit() else layers)
-    front = front.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    made = stored.extract(front, Manifest.read(data), out, batch_size)
+    made = stored.extract(front.to(device), Manifest.read(data), out, batch_size)
     typer.echo(f"{len(made)} recordings, {made.utterances.path.nunique()} shards: {out}")

@@ -38,11 +38,15 @@ def score(
     if len(manifest) == 0:
         raise ValueError(f"{data}: no recordings in split {split!r}")
     table = scoring.score(detector, manifest, workers=workers)
-    calibrated = (model / "calibration.json").is_file()
-    llr = load_calibration(model / "calibration.json").transform(table.score) if calibrated else table.score
+    llr = table.score
+    note = " (not calibrated: llr = score)"
+    calibration = model / "calibration.json"
+    if calibration.is_file():
+        llr = load_calibration(calibration).transform(table.score)
+        note = ""
     table.insert(2, "llr", llr)
     write_scores(table, out)
-    typer.echo(f"{len(table)} recordings scored: {out}{'' if calibrated else ' (not calibrated: llr = score)'}")
+    typer.echo(f"{len(table)} recordings scored: {out}{note}")
 
 # %% ../../../nbs/9_use/07_scores.ipynb #29b4a8a2
 Keys = Annotated[
@@ -87,20 +91,22 @@ def evaluate(
     from wedefense_nb.task import label_ids
 
     table = _labelled(scores, keys, subset, extra)
-    columns = column or [c for c in ("score", "llr") if c in table.columns]
-    labels = label_ids(table.label)
-    missing = [c for c in [*columns, *([by] if by else [])] if c not in table.columns]
+    columns = column or [name for name in ("score", "llr") if name in table]
+    wanted = [*columns, by] if by else columns
+    missing = [name for name in wanted if name not in table]
     if missing:
         raise ValueError(f"no column {missing}; scores and keys have {list(table.columns)}")
-    typer.echo(show(report({c: table[c] for c in columns}, labels, n=replicates, progress=True)).to_string())
+    labels = label_ids(table.label)
+    found = report({name: table[name] for name in columns}, labels, n=replicates, progress=True)
+    typer.echo(show(found).to_string())
     if by:
         values = bins(table[by]) if by == "duration" else table[by]
         parts = breakdown("eer", table[columns[-1]], labels, values, n=replicates)
         typer.echo(parts.round(4).to_string(index=False))
-    for c in columns:
-        warning = looks_inverted(table[c], labels)
+    for name in columns:
+        warning = looks_inverted(table[name], labels)
         if warning:
-            typer.echo(f"warning, {c}: {warning}", err=True)
+            typer.echo(f"warning, {name}: {warning}", err=True)
 
 # %% ../../../nbs/9_use/07_scores.ipynb #e3342fac
 @app.command(epilog="Example: `wedefense-nb calibrate dev.csv eval.csv -o eval_llr.csv --save calibration.json`")
@@ -118,15 +124,15 @@ def calibrate(
     allow: Annotated[str, typer.Option(help="To learn from trials you report: 'fit on the evaluation set'.")] = "",
 ):
     """Learn a calibration on dev scores and apply it to others."""
-    from wedefense_nb.scores import calibration as chapter
+    from wedefense_nb.scores import calibration
     from wedefense_nb.scores.score_files import read_scores, write_scores
 
-    kind = chapter.CALIBRATIONS[method]
-    calibration = kind(p_spoof) if method == "affine" else kind()
-    table = chapter.calibrate(calibration, _labelled(dev, keys, subset), read_scores(scores), allow)
+    kind = calibration.CALIBRATIONS[method]
+    learned = kind(p_spoof) if method == "affine" else kind()
+    table = calibration.calibrate(learned, _labelled(dev, keys, subset), read_scores(scores), allow)
     typer.echo(f"{len(table)} trials calibrated ({method}): {write_scores(table, out)}")
     if save:
-        typer.echo(f"calibration: {chapter.save_calibration(calibration, save, data=str(dev))}")
+        typer.echo(f"calibration: {calibration.save_calibration(learned, save, data=str(dev))}")
 
 # %% ../../../nbs/9_use/07_scores.ipynb #7b89b671
 @app.command(epilog="Example: `wedefense-nb fuse A=a/dev.csv,a/eval.csv B=b/dev.csv,b/eval.csv -o fused.csv`")
@@ -146,17 +152,28 @@ def fuse(
     from wedefense_nb.scores.score_files import read_scores, write_scores
     from wedefense_nb.task import label_ids
 
-    files = {}
-    for text in systems:
-        name, _, paths = text.partition("=")
-        files[name] = paths.split(",")
-    if len(files) < 2 or any(len(pair) != 2 for pair in files.values()):
-        raise ValueError("name two or more systems, each once, as NAME=dev_scores,eval_scores")
-    dev = join({name: _labelled(Path(pair[0]), keys, subset) for name, pair in files.items()})
-    fusion = LinearFusion(p_spoof, ridge, nonnegative).fit(dev[list(files)], label_ids(dev.label))
-    table = join({name: read_scores(pair[1]) for name, pair in files.items()})
-    fused = fusion.transform(table[list(files)])
+    pairs = _system_files(systems)
+    names = list(pairs)
+    dev = join({name: _labelled(Path(dev_file), keys, subset) for name, (dev_file, _) in pairs.items()})
+    table = join({name: read_scores(eval_file) for name, (_, eval_file) in pairs.items()})
+    fusion = LinearFusion(p_spoof, ridge, nonnegative).fit(dev[names], label_ids(dev.label))
+    fused = fusion.transform(table[names])
     table = table.assign(score=fused, llr=fused)
     weights = ", ".join(f"{name} {weight:+.4f}" for name, weight in fusion.weights_.items())
     typer.echo(f"weights: {weights}; offset {fusion.b_:+.4f}")
     typer.echo(f"{len(table)} trials fused: {write_scores(table, out)}")
+
+
+def _system_files(texts: list[str]) -> dict[str, tuple[str, str]]:
+    """Score files of dev and eval by system, of texts NAME=DEV,EVAL."""
+    usage = "name two or more systems, each once, as NAME=dev_scores,eval_scores"
+    pairs = {}
+    for text in texts:
+        name, _, paths = text.partition("=")
+        files = tuple(paths.split(","))
+        if name in pairs or len(files) != 2:
+            raise ValueError(usage)
+        pairs[name] = files
+    if len(pairs) < 2:
+        raise ValueError(usage)
+    return pairs

@@ -1,0 +1,308 @@
+"""Experiments in notebooks: what can be set is checked, and what happened is written down."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT
+from tests.training.runs import tiny_recipe
+from wedefense_nb.metrics import cllr, eer
+from wedefense_nb.models.detector import build
+from wedefense_nb.scores.fusion import LinearFusion
+from wedefense_nb.task import label_ids
+from wedefense_nb.training import recipes
+from wedefense_nb.training.recipes import (
+    environment,
+    find_recipe,
+    fit_parameters,
+    merge_parameters,
+    recipe_parameters,
+    run_recipe,
+    start_run,
+)
+
+RECIPES = sorted((ROOT / "nbs/recipes").glob("*.ipynb"))
+PARAMETERS = sorted((ROOT / "params").rglob("*.yaml"))
+SCORES = ROOT / "data_samples/scores"
+
+
+# Parameters
+
+
+def merged(*pairs, file=None):
+    return merge_parameters(find_recipe("detection"), file, [pair.split("=", 1) for pair in pairs])
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text("epochs: 7\nlr: 1e-4\nmodel: resnet18\n")
+    return path
+
+
+def test_recipes_are_found_by_name_and_path(tmp_path, monkeypatch):
+    detection = ROOT / "nbs/recipes/detection.ipynb"
+    assert find_recipe("detection") == detection and find_recipe(str(detection)) == detection
+    monkeypatch.chdir(tmp_path)  # among those of the package
+    assert find_recipe("detection") == detection
+    with pytest.raises(ValueError, match="unknown recipe 'detecton': did you mean 'detection'"):
+        find_recipe("detecton")
+
+
+def test_the_command_line_wins_over_the_file_and_both_over_the_recipe(file):
+    got = merged("epochs=9", "data=a b", "balance=true", "model_options={n_mels: 40}", file=file)
+    training = got.pop("training")
+    assert got == {"model": "resnet18", "data": "a b", "model_options": {"n_mels": 40}}
+    assert training["epochs"] == 9 and training["lr"] == 1e-4 and training["balance"] is True
+    own = recipes._literals(find_recipe("detection"))["training"]["default"]
+    assert training["batch_size"] == own["batch_size"] and set(training) == {*own, "lr"}
+
+
+def test_fields_may_be_put_together_and_the_later_one_still_wins(file):
+    file.write_text("training: {epochs: 7, lr: 1e-4, seed: 5}\n")
+    got = merged("epochs=9", file=file)
+    assert got["training"]["epochs"] == 9 and got["training"]["lr"] == 1e-4
+    assert got["seed"] == 5  # the recipe's own
+    assert merged("epochs=9", "training={epochs: 4}")["training"]["epochs"] == 4
+    with pytest.raises(ValueError, match="parameter training: 3 is not of type dict"):
+        merged("training=3")
+
+
+@pytest.mark.parametrize(
+    "pair, what",
+    [
+        ("epoch=1", "unknown parameter 'epoch': did you mean 'epochs'"),
+        ("Epochs=1", "unknown parameter 'Epochs'"),
+        ("epochs=", "no value"),
+        ("epochs=many", "epochs.*valid integer"),
+        ("epochs=1.5", "epochs.*valid integer"),
+        ("epochs=0", "epochs is 0"),
+        ("balance=3", "balance.*valid boolean"),
+        ("lr=fast", "lr.*valid number"),
+        ("model=3", "not of type str"),
+        ("seed=true", "not of type int"),
+        ("p_spoof=half", "not of type float"),
+        ("optimizer=sgdd", "unknown parameter 'optimizer'"),
+        ("batch_seconds=20", "unset one"),
+        ("model_options={a", "'{a' is not YAML"),
+    ],
+)
+def test_wrong_parameters_are_refused_in_one_line(pair, what):
+    with pytest.raises(ValueError, match=what) as error:
+        merged(pair)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("learning_rate: 1\n", "unknown parameter 'learning_rate'.*lr"),
+        ("- epochs\n", "expected lines of the form"),
+        ("epochs: [1\n", "p.yaml: while parsing"),
+    ],
+)
+def test_wrong_files_are_refused_in_one_line(file, text, what):
+    file.write_text(text)
+    with pytest.raises(ValueError, match=what) as error:
+        merged(file=file)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_are_read_as_they_are_written():
+    assert merged("p_spoof=1e-2") == {"p_spoof": 0.01} and merged("p_spoof=1") == {"p_spoof": 1.0}
+    assert merged("crop=null")["training"]["crop"] is None
+    assert merged("lr=3e-4")["training"]["lr"] == 3e-4
+    assert merged("class_weights=[1, 2]")["training"]["class_weights"] == (1.0, 2.0)
+
+
+def test_fields_of_the_loop_stand_beside_the_recipes_own_parameters():
+    known = recipe_parameters(find_recipe("detection"))
+    assert known["epochs"]["default"] == 22 and known["lr"]["default"] == 1e-3 and "training" not in known
+    assert known["seed"]["help"] == "of everything random"
+    with pytest.raises(ValueError, match="unknown field of FitConfig 'epoch': did you mean 'epochs'"):
+        fit_parameters({"epoch": 3})
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_parameters_are_typed_commented_literals(recipe):
+    known = recipe_parameters(recipe)
+    assert {"out", "seed"} <= set(known) and all(p["help"] for p in known.values())
+    cells = nbformat.read(recipe, as_version=4).cells
+    (source,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    for node in ast.parse(source).body:
+        assert isinstance(node, ast.AnnAssign) and "  # " in source.splitlines()[node.end_lineno - 1]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_starts_its_run_straight_after_its_parameters(recipe):
+    """There `globals()` holds the parameters and nothing else."""
+    code = [cell for cell in nbformat.read(recipe, as_version=4).cells if cell.cell_type == "code"]
+    assert code[0].metadata.tags == ["parameters"]
+    lines = code[1].source.splitlines()
+    assert lines[-1] == f'run = start_run("{recipe.stem}", globals())' and lines[0].startswith("from wedefense_nb")
+    assert code[-1].source.startswith("run.finish(")
+
+
+@pytest.mark.parametrize("file", PARAMETERS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_parameter_files_fit_their_recipe_and_model(file):
+    values = merge_parameters(find_recipe("detection"), file, [])
+    assert values["out"].startswith("runs/")
+    build(values["model"], **values["model_options"])
+
+
+def test_a_notebook_without_parameters_is_no_recipe():
+    with pytest.raises(ValueError, match="no cell tagged 'parameters'"):
+        recipe_parameters(ROOT / "nbs/0_question/01_task.ipynb")
+
+
+# What is written down
+
+
+def test_the_environment_says_what_bits_depend_on(monkeypatch):
+    facts = environment()
+    assert facts["threads"] == torch.get_num_threads() and facts["cores"] == os.cpu_count()
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0] and facts["processor"]
+    monkeypatch.setattr(recipes, "LIBRARIES", ("no-such-library",))
+    assert environment()["versions"]["no-such-library"] is None
+
+
+def test_the_commit_is_marked_where_files_were_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes.importlib.resources, "files", lambda name: tmp_path / name)
+    assert recipes._commit() is None
+
+    def git(*arguments):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    assert recipes._commit() is None  # nothing was committed yet
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-q", "-m", "first")
+    assert recipes._commit() == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("two")
+    assert recipes._commit() == git("rev-parse", "HEAD") + "+"
+
+
+def test_a_run_notes_its_parameters_first_and_its_result_last(tmp_path):
+    names = {"out": str(tmp_path / "run"), "seed": 3, "sizes": (1, 2), "options": {"a": None}}
+    others = {"In": ["x"], "Out": {}, "_private": 1, "torch": torch, "function": print}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/result.json").write_text("of an earlier execution")
+    run = start_run("toy", names | others)
+    assert not (run / "result.json").exists()
+    noted = yaml.safe_load((run / "params.yaml").read_text())
+    assert noted == names | {"sizes": [1, 2]}
+    assert json.loads((run / "environment.json").read_text())["threads"] == torch.get_num_threads()
+    run.started -= 60
+    assert run.finish(metrics=[1], seed=4) == run / "result.json"
+    result = json.loads((run / "result.json").read_text())
+    assert result["recipe"] == "toy" and result["parameters"] == noted and result["metrics"] == [1]
+    assert result["seed"] == 4 and 60 <= result["wall_time_s"] < 120
+    assert {"versions", "commit", "processor", "threads", "device"} <= set(result)
+
+
+def test_bars_leave_their_last_state():
+    output = nbformat.v4.new_output
+    pieces = ["train:  1%\r", "train: 50%\r", "train: 100%\n", "\x1b[A"]
+    outputs = [output("stream", name="stderr", text=text) for text in pieces]
+    outputs += [output("stream", name="stdout", text="\n"), output("display_data", data={"text/plain": "x"})]
+    kept = recipes._joined(outputs)
+    assert [out.get("text", "").strip() for out in kept] == ["train: 100%", ""] and kept[1].data
+
+
+# Running
+
+
+def test_a_failing_recipe_leaves_its_notebook_and_shows_the_cell(tmp_path):
+    recipe = tiny_recipe(tmp_path / "bad.ipynb", "print('half way')", "1 / seed")
+    with pytest.raises(RuntimeError, match="ZeroDivisionError") as error:
+        run_recipe(recipe, {}, stream=False)
+    assert "1 / seed" in str(error.value) and f"{tmp_path}/run/bad.ipynb" in str(error.value)
+    partial = nbformat.read(tmp_path / "run/bad.ipynb", 4)
+    assert any("half way" in str(cell.get("outputs")) for cell in partial.cells)
+
+
+def test_a_recipe_is_executed_with_its_values_and_becomes_a_page(tmp_path, capfd):
+    recipe = tiny_recipe(tmp_path / "good.ipynb", "print('seed', seed * 2)")
+    folder = run_recipe(recipe, {"seed": 21, "out": str(tmp_path / "there")})
+    assert folder == tmp_path / "there" and {p.name for p in folder.iterdir()} == {"good.ipynb", "good.html"}
+    assert "seed 42" in capfd.readouterr().out and "seed 42" in (folder / "good.html").read_text()
+
+
+def test_a_folder_with_another_run_is_refused_before_anything_is_touched(tmp_path, monkeypatch):
+    detection = find_recipe("detection")
+    folder = tmp_path / "run"
+    defaults = {name: p["default"] for name, p in recipes._literals(detection).items()}
+    start_run("detection", defaults | {"out": str(folder)})
+    shutil.copy(detection, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for change, what in [
+        ({"training": {"epochs": 3}}, "epochs: 22 before, 3 now"),
+        ({"training": {"lr": 0.5}}, "lr: 0.001 before, 0.5 now"),
+        ({"seed": 1}, "seed: 0 before, 1 now"),
+    ]:
+        with pytest.raises(ValueError, match=what) as error:
+            run_recipe("detection", {"out": str(folder), **change})
+        assert "choose another folder or delete it" in str(error.value)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    own = defaults["training"]
+    for allowed in (
+        {},
+        {"out": "elsewhere"},
+        {"training": own | {"workers": 2}},
+        {"training": own | {"lr": 1e-3}},
+    ):
+        recipes._refuse_others(folder, detection, allowed)
+    recipes._refuse_others(folder, find_recipe("fusion"), {})  # another recipe may live in the same folder
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Scores of both systems on both splits, joined by hand."""
+    found = {}
+    for split in ("dev", "eval"):
+        found[split] = pd.read_csv(SCORES / f"lcnn/{split}.csv").set_index("utt")
+        other = pd.read_csv(SCORES / f"resnet/{split}.csv").set_index("utt").loc[found[split].index]
+        found[split]["score_resnet"] = other.score
+        found[split]["llr_resnet"] = other.llr
+    return found
+
+
+def test_the_recipe_evaluation_runs_headlessly(tmp_path, tables):
+    pairs = [("replicates", "40"), ("out", str(tmp_path / "run"))]
+    folder = run_recipe("evaluation", merge_parameters(find_recipe("evaluation"), None, pairs), stream=False)
+    result = json.loads((folder / "result.json").read_text())
+    found = {(row["system"], row["metric"]): row for row in result["metrics"]}
+    labels = label_ids(tables["eval"].label)
+    for system, column in (("lcnn", "llr"), ("resnet", "llr_resnet")):
+        assert found[system, "eer"]["value"] == pytest.approx(eer(tables["eval"][column], labels))
+        assert found[system, "cllr"]["value"] == pytest.approx(cllr(tables["eval"][column], labels))
+    assert {metric for _, metric in found} == {"eer", "min_dcf", "act_dcf", "cllr", "min_cllr"}
+    difference = next(row for row in result["differences"] if row["metric"] == "eer")
+    assert difference["value"] == pytest.approx(found["lcnn", "eer"]["value"] - found["resnet", "eer"]["value"])
+    assert {row["by"] for row in result["breakdown"]} == {"attack", "language", "duration"}
+    assert (folder / "evaluation.html").is_file()
+
+
+def test_the_recipe_fusion_runs_headlessly(tmp_path, tables):
+    pairs = [("replicates", "40"), ("out", str(tmp_path / "run"))]
+    folder = run_recipe("fusion", merge_parameters(find_recipe("fusion"), None, pairs), stream=False)
+    result = json.loads((folder / "result.json").read_text())
+    columns = ["score", "score_resnet"]
+    fusion = LinearFusion().fit(tables["dev"][columns], label_ids(tables["dev"].label))
+    assert list(result["fusion"]["weights"].values()) == pytest.approx(fusion.weights_.tolist(), abs=1e-6)
+    fused = pd.read_csv(folder / "scores/eval.csv").set_index("utt").loc[tables["eval"].index]
+    assert np.allclose(fused.llr, fusion.transform(tables["eval"][columns]), atol=1e-6)
+    assert {row["system"] for row in result["metrics"]} == {"lcnn", "resnet", "average", "linear"}
+    assert {row["system"] for row in result["worth"]} == {"lcnn", "resnet"}

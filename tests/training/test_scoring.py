@@ -1,0 +1,111 @@
+"""Every recording once, whole, by its name, whatever the batches; labels are not needed."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.runs import small
+from wedefense_nb.data.batches import eval_batches
+from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.training import scoring
+from wedefense_nb.training.scoring import bar_options, score
+
+
+@pytest.fixture(scope="module")
+def dev(few):
+    return few.subset(split="dev")
+
+
+@pytest.fixture(scope="module")
+def table(dev):
+    return score(small(), dev)
+
+
+def test_scores_come_in_manifest_order_whatever_the_batches(dev, table):  # pitfalls 32 and 57
+    assert table.utt.tolist() == dev.utterances.utt.tolist()
+    assert table.label.tolist() == dev.utterances.label.tolist()
+    for bounds in ({"batch_size": 1}, {"batch_size": 5, "workers": 2}, {"batch_size": 64, "batch_seconds": 3.0}):
+        again = score(small(), dev, **bounds)
+        assert again.utt.tolist() == table.utt.tolist()
+        assert np.allclose(again.score, table.score, atol=1e-4)
+
+
+def test_bounds_reach_the_batches(dev, monkeypatch):
+    made = []
+    loader = scoring.loader
+    monkeypatch.setattr(
+        scoring, "loader", lambda data, plan, workers: made.append(plan) or loader(data, plan, workers)
+    )
+    score(small(), dev, batch_size=5, batch_seconds=4.0)
+    assert made[0] == eval_batches(dev, 5, 4.0)
+
+
+def test_a_score_is_the_difference_of_the_logits_without_the_training_prior(dev, table):  # pitfall 3
+    model = small()
+    model.log_prior_odds.fill_(-1.5)
+    assert np.allclose(score(model, dev).score, table.score + 1.5, atol=1e-5)
+    with torch.no_grad():
+        model.head.out.bias += torch.tensor([0.0, 2.0])  # towards bona fide
+    assert np.allclose(score(model, dev).score, table.score + 3.5, atol=1e-4)
+
+
+def test_recordings_without_labels_are_scored_as_any(dev, table):
+    strangers = Manifest(dev.utterances.assign(label="", attack=""), root=dev.root)
+    again = score(small(), strangers)
+    assert again.label.tolist() == [""] * len(dev) and np.allclose(again.score, table.score, atol=1e-6)
+
+
+def test_dropout_is_off_and_the_mode_comes_back(dev, table):
+    model = small()
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    again = score(model, dev)
+    assert model.training and np.allclose(again.score, table.score, atol=1e-6)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    model.eval()
+    score(model, dev)
+    assert not model.training
+
+
+def test_scores_that_are_not_finite_are_refused_with_names(dev):
+    for bad in ("nan", "inf"):
+        model = small()
+        with torch.no_grad():
+            model.head.out.bias[1] = float(bad)
+        with pytest.raises(
+            FloatingPointError, match=f"{len(dev)} scores are not finite: {dev.utterances.utt[0]}, S"
+        ):
+            score(model, dev)
+    with pytest.raises(ValueError, match="no recordings"):
+        score(small(), dev.subset(split="train"))
+
+
+class Rank(SimpleNamespace):
+    """One of two processes, as `accelerate.Accelerator` presents itself."""
+
+    num_processes = 2
+    is_main_process = False
+    device = torch.device("cpu")
+    autocast = scoring.contextlib.nullcontext
+
+    def unwrap_model(self, model):
+        return model
+
+
+def test_processes_share_the_work_and_all_get_the_whole_table(dev, table, monkeypatch):
+    parts = {}
+    for rank in (0, 1):
+        monkeypatch.setattr(scoring, "_gathered", lambda rows, accelerator: rows)
+        monkeypatch.setattr(scoring, "_table", lambda rows, manifest: rows)
+        parts[rank] = score(small(), dev, batch_size=4, accelerator=Rank(process_index=rank))
+        monkeypatch.undo()
+    utts = [utt for rows in parts.values() for utt, _, _ in rows]
+    assert sorted(utts) == sorted(dev.utterances.utt) and parts[0] and parts[1]
+    whole = scoring._table(parts[1] + parts[0], dev)
+    assert whole.utt.tolist() == table.utt.tolist() and np.allclose(whole.score, table.score, atol=1e-4)
+
+
+def test_a_bar_is_shown_or_not():
+    assert bar_options(True) == {"mininterval": 1.0} and bar_options(False) == {"disable": True}
