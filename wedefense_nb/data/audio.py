@@ -148,8 +148,8 @@ def info(path, data: bytes | None = None) -> AudioInfo:
     >>> info(path)
     AudioInfo(sample_rate=8000, channels=1, frames=800, duration=0.1)
     """
-    source = _existing(path) if data is None else data
-    size = source.stat().st_size if data is None else len(data)
+    source: Path | bytes = _existing(path) if data is None else data
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if size == 0:
         raise AudioError(f"{path}: empty file (0 bytes)")
     sound = _open_soundfile(source)

@@ -84,12 +84,13 @@ def collate(items: Sequence[Item]) -> Batch:
     """
     if not items:
         raise ValueError("a batch needs at least one item")
-    empty = [item.utt for item in items if len(item.wave) == 0]
+    arrays: list[np.ndarray] = [item.wave for item in items]
+    empty = [item.utt for item, array in zip(items, arrays, strict=True) if len(array) == 0]
     if empty:
         raise ValueError(f"no samples in {empty}")
-    lengths = torch.tensor([len(item.wave) for item in items])
+    lengths = torch.tensor([len(array) for array in arrays])
     labels = torch.tensor([item.label for item in items])
-    waves = [torch.from_numpy(item.wave) for item in items]
+    waves = [torch.from_numpy(array) for array in arrays]
     if lengths.unique().numel() > 1:
         waves = list(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True))
     wave = default_collate(waves)  # in a worker process it lies in shared memory at once

@@ -9,7 +9,7 @@ __all__ = ['CORPORA', 'FILE_KEY', 'FACTS', 'CorpusError', 'CorpusWarning', 'Corp
 # %% ../../nbs/1_data/03_corpora.ipynb #a1ea391b
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -126,8 +126,8 @@ class Listing:
     utterances: pd.DataFrame
     root: Path
     segments: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(SEGMENTS)))
-    folders: tuple = ("",)
-    also: tuple = ()
+    folders: Sequence[str] = ("",)
+    also: Sequence[str] = ()
     slack: float = 0.0
     problems: list = field(default_factory=list)
 

@@ -138,10 +138,11 @@ def _world(wave: np.ndarray, change: Callable | None = None) -> np.ndarray:
     except ImportError as error:
         raise ImportError("WORLD needs pyworld: pip install 'wedefense_nb[forge]'") from error
     samples = np.ascontiguousarray(wave, np.float64)
-    parameters = pyworld.wav2world(samples, SAMPLE_RATE, frame_period=10.0)
+    parameters: tuple = pyworld.wav2world(samples, SAMPLE_RATE, frame_period=10.0)
     if change is not None:
         parameters = change(pyworld, *parameters)
-    out = pyworld.synthesize(*parameters, SAMPLE_RATE, 10.0)
+    f0, envelope, aperiodicity = parameters
+    out = pyworld.synthesize(f0, envelope, aperiodicity, SAMPLE_RATE, 10.0)
     missing = max(0, len(wave) - len(out))
     return np.pad(out, (0, missing))[: len(wave)].astype(np.float32)
 

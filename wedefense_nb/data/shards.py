@@ -18,6 +18,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import numpy as np
@@ -155,7 +156,7 @@ def _jump(file) -> _Members:
 
 def _read_through(file) -> _Members:
     """Members of a stream, which cannot jump: everything is read as it comes, and counted."""
-    source = _Counted(file)
+    source: Any = _Counted(file)
     end = 0
     with tarfile.open(fileobj=source, mode="r|") as tar:
         for member in tar:
@@ -241,7 +242,7 @@ def _described(found: dict, url) -> dict:
     if label not in LABELS:
         raise ManifestError(f"{url}: {key}.lab says {label!r}, not one of {LABELS}")
     header = info(f"{url}: {key}", found["sound"]())
-    utterance = dict.fromkeys(("split", "speaker", "attack", "codec"), "")
+    utterance: dict[str, object] = dict.fromkeys(("split", "speaker", "attack", "codec"), "")
     utterance |= {"utt": key, "label": label, "duration": header.duration, "sample_rate": header.sample_rate}
     return found | {"utterance": utterance, "segments": []}
 

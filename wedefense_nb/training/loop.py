@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
@@ -244,7 +244,14 @@ class Run:
         self.model = objective.model
         self.steps = len(self.batches(0))
         identity = _identity(objective, train, dev, config, accelerator.num_processes)
-        self.state = {"identity": identity, "step": 0, "done": 0, "seen": [], "history": [], "loss": 0.0}
+        self.state: dict[str, Any] = {
+            "identity": identity,
+            "step": 0,
+            "done": 0,
+            "seen": [],
+            "history": [],
+            "loss": 0.0,
+        }
         earlier = _resume(self.folder / "last.pt", identity)
         learning = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=config.lr, weight_decay=config.weight_decay)
@@ -411,7 +418,7 @@ class Pace:
         self.wall = 0.0  # seconds that the steps took
         self.processor = 0.0  # seconds of processor time that they got
         self.waited = 0.0  # seconds between them
-        self.ended = None  # when the last one did
+        self.ended: float = None  # when the last one did
 
     @contextmanager
     def step(self) -> Iterator[None]:

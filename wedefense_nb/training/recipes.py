@@ -265,7 +265,7 @@ def _commit() -> str | None:
     root = Path(str(importlib.resources.files("wedefense_nb"))).parent
     if not (root / ".git").exists():
         return None
-    options = {"cwd": root, "capture_output": True, "text": True, "timeout": 10}
+    options: dict[str, Any] = {"cwd": root, "capture_output": True, "text": True, "timeout": 10}
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], **options)
         status = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **options)
@@ -340,7 +340,7 @@ def start_run(recipe: str, names: dict) -> RunFolder:
     for name, value in names.items():
         if isinstance(value, plain) and name not in ("In", "Out") and not name.startswith("_"):
             parameters[name] = value
-    path = Path(parameters["out"])
+    path = Path(str(parameters["out"]))
     here = environment()
     with atomic(path / "params.yaml") as partial:
         partial.write_text(yaml.safe_dump(json.loads(json.dumps(parameters)), sort_keys=False))
