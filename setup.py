@@ -15,7 +15,13 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-ASSETS = ("nbs/recipes/*.ipynb", "params/**/*.yaml", "data_samples/**/*.csv", "data_samples/**/*.flac", "data_samples/*.md")
+ASSETS = (
+    "nbs/recipes/*.ipynb",
+    "params/**/*.yaml",
+    "data_samples/**/*.csv",
+    "data_samples/**/*.flac",
+    "data_samples/*.md",
+)
 
 
 class BuildWithAssets(build_py):

@@ -171,7 +171,7 @@ PARTIAL = {  # what is fake, in seconds
 }
 
 
-def test_all_names_are_there_with_a_card():
+def test_all_names_are_there_with_a_card():  # pitfall 68
     assert sorted(CORPORA) == sorted(NAMES) and len(CORPORA) == 20
     table = CORPORA.table()
     assert table.index.tolist() == sorted(NAMES) and (table.good_for != "").all() and (table.licence != "").all()

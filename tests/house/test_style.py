@@ -2,20 +2,22 @@
 
 import subprocess
 import sys
+import tomllib
+import warnings
 
 import pytest
 
 from tests.conftest import ROOT
 
 BIN = f"{sys.prefix}/bin"
-PLACES = ["wedefense_nb", "nbs", "tests", "tools", "benchmarks", "setup.py"]
+WRITTEN = ["nbs", "tests", "tools", "benchmarks", "setup.py"]
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        ["ruff", "check", "--no-cache", *PLACES],
-        ["ruff", "format", "--no-cache", "--check", "--exclude", "wedefense_nb", *PLACES],
+        ["ruff", "check", "--no-cache", "wedefense_nb", *WRITTEN],
+        ["ruff", "format", "--no-cache", "--check", *WRITTEN],
         ["mypy", "--cache-dir", "/dev/null"],
     ],
     ids=lambda command: " ".join(command[:2]),
@@ -23,3 +25,10 @@ PLACES = ["wedefense_nb", "nbs", "tests", "tools", "benchmarks", "setup.py"]
 def test_tools_have_nothing_to_say(command):
     done = subprocess.run([f"{BIN}/{command[0]}", *command[1:]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def test_warnings_are_errors_in_the_suite():  # pitfall 62
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert settings["filterwarnings"][0] == "error"
+    with pytest.raises(DeprecationWarning):
+        warnings.warn("an old name", DeprecationWarning, stacklevel=1)

@@ -303,7 +303,7 @@ def test_a_group_is_calibrated_by_the_others():
         assert np.allclose(llr[here], AffineCalibration().fit(s[~here], y[~here]).transform(s[here]))
 
 
-def test_fitting_on_eval_must_be_asked_for_in_words():
+def test_fitting_on_eval_must_be_asked_for_in_words():  # pitfall 13
     s, y = gaussian(50, 150)
     table = pd.DataFrame(
         {"utt": np.arange(200).astype(str), "score": s, "label": np.where(y, "bonafide", "spoof")}

@@ -140,7 +140,7 @@ def test_t_eer_of_a_verifier_without_any_use_is_that_of_the_detector_at_best():
     assert t_eer(perfect, np.where(KINDS == "nontarget", -1.0, 1.0), KINDS) == 0
 
 
-def test_bad_input_is_refused_by_name():
+def test_bad_input_is_refused_by_name():  # pitfall 10: both systems hold the same trials
     kinds = ["target", "nontarget", "spoof"]
     for scores, k, words in [
         ([1.0, 2.0], kinds, "2 scores but 3 kinds"),
@@ -154,3 +154,5 @@ def test_bad_input_is_refused_by_name():
         min_tdcf([1.0, 1.0, 0.0], kinds)
     with pytest.raises(ValueError, match="nothing for a detector"):
         min_tdcf([1.0, 2.0, 0.0], kinds, AsvRates(1.0, 1.0, 0.0))
+    with pytest.raises(ValueError, match="2 scores but 3 kinds"):
+        t_eer([1.0, 2.0, 0.0], [1.0, 2.0], kinds)

@@ -382,7 +382,7 @@ def test_interrupted_run_by_seconds_equals_an_uninterrupted_one(splits, tmp_path
 # The loop's guards
 
 
-def test_a_loss_that_is_not_finite_stops_with_names(splits, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_names(splits, tmp_path):  # pitfall 38
     model = small()
     with torch.no_grad():
         model.head.out.weight.fill_(float("nan"))

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
 from tests.training.runs import small
 from wedefense_nb.data.batches import eval_batches
-from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.data.manifest import Manifest, from_folder
 from wedefense_nb.training import scoring
 from wedefense_nb.training.scoring import bar_options, score
 
@@ -49,6 +50,17 @@ def test_a_score_is_the_difference_of_the_logits_without_the_training_prior(dev,
     with torch.no_grad():
         model.head.out.bias += torch.tensor([0.0, 2.0])  # towards bona fide
     assert np.allclose(score(model, dev).score, table.score + 3.5, atol=1e-4)
+
+
+def test_the_end_of_a_long_recording_is_heard(tmp_path):  # pitfall 69
+    wave = 0.1 * np.random.default_rng(0).normal(size=20 * 16000)
+    sf.write(tmp_path / "long.wav", wave, 16000)
+    heard = []
+    model = small()
+    model.register_forward_pre_hook(lambda module, args: heard.append(args))
+    score(model, from_folder(tmp_path))
+    ((given, lengths),) = heard
+    assert lengths.tolist() == [len(wave)] and np.allclose(given[0, -16000:], wave[-16000:], atol=1e-4)
 
 
 def test_recordings_without_labels_are_scored_as_any(dev, table):
