@@ -329,6 +329,13 @@ def test_bayes_error_agrees_with_the_dcf_everywhere():
     assert t.log_odds.iloc[[0, 60, -1]].tolist() == [-6, 0, 6]
 
 
+def test_a_score_on_the_bayes_threshold_is_accepted():
+    scores = [-1.0, 0.0, 0.0, 2.0]
+    labels = [0, 1, 1, 1]
+    assert bayes_error(scores, labels, [0.0]).actual.tolist() == [0.0]
+    assert bayes_error(scores, [0, 0, 1, 1], [0.0]).actual.tolist() == [0.5]
+
+
 def test_the_bayes_error_plot_draws_both_costs_and_the_working_point():
     import matplotlib.pyplot as plt
 

@@ -55,6 +55,9 @@ def test_options_and_groups_reach_the_paired_test(systems):
     assert test.value == pytest.approx(min_dcf(better, labels, **costs) - min_dcf(worse, labels, **costs))
     single = paired_test("min_dcf", better, worse, labels, n=100, **costs)
     assert single.value == test.value and single.low != test.low
+    drawn = bootstrap(["min_dcf"], [better, worse], labels, n=100, options={"min_dcf": costs})[..., 0]
+    differences = drawn[:, 0] - drawn[:, 1]
+    assert [single.low, single.high] == pytest.approx(np.quantile(differences, [0.025, 0.975]))
     with pytest.raises(ValueError, match="unknown option 'cost'"):
         paired_test("min_dcf", better, worse, labels, cost=1)
 
