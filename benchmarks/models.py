@@ -56,7 +56,8 @@ def limit_memory() -> None:
 
 def make(name: str, upstream: str | None) -> torch.nn.Module:
     """The detector; a back end reads stored features, or a network of the size `upstream` with random weights."""
-    from wedefense_nb.models.zoo import ENCODER_SIZES, needs_upstream, specimen
+    from wedefense_nb.models.shapes import needs_upstream, specimen
+    from wedefense_nb.models.zoo import ENCODER_SIZES
 
     if upstream and needs_upstream(name):
         return specimen(name, upstream=asdict(ENCODER_SIZES[upstream]))

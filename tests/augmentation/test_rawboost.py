@@ -92,13 +92,33 @@ def test_a_channel_of_several_steps_is_their_sequence():
     one = convolutive(wave, lengths, d)
     two = impulsive(convolutive(wave, lengths, d), lengths, d)
     boost = RawBoost(5)
-    assert torch.equal(boost._apply(wave, lengths, d, "L"), one) and torch.equal(
-        boost._apply(wave, lengths, d, "LI"), two
-    )
+    assert torch.equal(boost._apply(wave, lengths, d, "L"), one)
+    assert torch.equal(boost._apply(wave, lengths, d, "LI"), two)
     assert torch.equal(boost._apply(wave, lengths, d, "LIS"), stationary(two, lengths, d))
     both = one + impulsive(wave, lengths, d)
     assert torch.allclose(boost._apply(wave, lengths, d, "L+I"), both / both.abs().max().clamp(min=1))
     assert not torch.allclose(boost._apply(wave, lengths, d, "L+I"), two)
+
+
+@pytest.mark.parametrize("algo, steps", [(4, (1, 2, 3)), (5, (1, 2)), (6, (1, 3)), (7, (2, 3))])
+def test_algorithms_are_the_published_sequences(algo, steps):
+    wave, lengths = batch(N, 4000)
+    functions = {1: ("L", convolutive), 2: ("I", impulsive), 3: ("S", stationary)}
+    assert ALGORITHMS[algo] == "".join(functions[step][0] for step in steps)
+    rngs = [utt_rng(f"RawBoost of {utt}", 3) for utt in "ab"]
+    for rng in rngs:
+        rng.random()  # whether at all
+    draws = [draw(rng, n, ALGORITHMS[algo], RawBoostOptions()) for rng, n in zip(rngs, (N, 4000), strict=True)]
+    for step in steps:
+        wave = functions[step][1](wave, lengths, draws)
+    assert torch.allclose(RawBoost(algo, seed=3)(items(N, 4000)).wave, wave, atol=1e-6)
+
+
+def test_options_reach_the_steps():
+    b = items(N)
+    hits = {strength: RawBoost(2, seed=1, strength=strength)(b).wave - b.wave for strength in (0.5, 1.0)}
+    assert hits[0.5].any() and torch.allclose(2 * hits[0.5], hits[1.0], atol=1e-6)
+    assert RawBoost(1, n_bands=2).options.n_bands == 2
 
 
 def test_impulses_leave_nine_tenths_alone():
@@ -136,11 +156,8 @@ def test_draws_have_the_published_ranges():
     assert set(rows[:, 2] % 2) == {1} and rows[:, 2].min() >= 11 and rows[:, 2].max() <= 99
     width = rows[:, 1] - rows[:, 0]
     inside = (rows[:, 0] > 0.01) & (rows[:, 1] < 7999.9)
-    assert (
-        width[inside].min() >= 100
-        and width[inside].max() <= 1000
-        and width[inside].mean() == pytest.approx(550, abs=15)
-    )
+    assert width[inside].min() >= 100 and width[inside].max() <= 1000
+    assert width[inside].mean() == pytest.approx(550, abs=15)
     gains = np.array([[c[-1, 0] for c in d.convolutive] for d in many])
     assert (gains[:, 0] == 0).all() and gains[:, 1:].min() >= -20 and gains[:, 1:].max() <= -5
     assert gains[:, 1:].mean() == pytest.approx(-12.5, abs=0.5) and len(many[0].convolutive) == 5

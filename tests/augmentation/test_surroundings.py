@@ -22,7 +22,6 @@ from wedefense_nb.augmentation.surroundings import (
     reverberate,
     speech_sources,
 )
-from wedefense_nb.augmentation.transforms import mix
 from wedefense_nb.data.audio import load, save
 from wedefense_nb.data.batches import collate
 from wedefense_nb.data.crops import Item
@@ -42,24 +41,6 @@ def batch(*lengths, level=0.05):
 def one_source(tmp_path, wave, kind="noise", name="x.wav") -> pd.DataFrame:
     sf.write(tmp_path / name, wave, 16000, subtype="FLOAT")
     return pd.DataFrame([{"id": name, "path": str(tmp_path / name), "kind": kind, "duration": len(wave) / 16000}])
-
-
-@given(st.floats(-10, 40), st.sampled_from([1.0, 1e-2, 1e-4]))
-def test_mix_has_the_ratio_whatever_the_level(snr, level):
-    """Published code with its floor of 1e-4 misses by many dB at a level of 1e-4."""
-    b = batch(4000, 1600, level=level)
-    noise = batch(4000, 1600, level=0.3).wave.flip(0)[:, :4000] * (b.wave != 0)
-    added = mix(b.wave, noise, torch.tensor([snr, snr])) - b.wave
-    got = 20 * torch.log10(b.wave.norm(dim=1) / added.norm(dim=1))
-    assert got.tolist() == pytest.approx([snr, snr], abs=0.1)
-
-
-def test_mix_leaves_silence_and_takes_silent_noise():
-    x = batch(1600).wave
-    quiet = torch.zeros(1, 1600)
-    assert torch.equal(mix(quiet, x, torch.tensor([5.0])), quiet) and torch.equal(
-        mix(x, quiet, torch.tensor([5.0])), x
-    )
 
 
 @pytest.mark.parametrize("kind", SNRS)
@@ -108,10 +89,9 @@ def test_babble_is_several_voices_of_equal_strength(tmp_path):
         counts.add(len(heard))
         assert heard.max() / heard.min() < 1.01
     assert counts == {3, 4, 5, 6, 7}
-    few = AddNoise(pd.concat(tones[:2], ignore_index=True), ["speech"]).noise(
-        "speech", 16000, np.random.default_rng(0)
-    )
-    assert np.isfinite(few).all()
+    two = AddNoise(pd.concat(tones[:2], ignore_index=True), ["speech"])
+    power = np.abs(np.fft.rfft(two.noise("speech", 16000, np.random.default_rng(0))))
+    assert np.flatnonzero(power > 0.1 * power.max()).tolist() == [200, 400]  # both, though three were asked for
 
 
 def test_kinds_are_equally_likely(tmp_path):
@@ -167,9 +147,8 @@ def test_a_click_stays_where_it_was_in_every_room():
 def test_reverb_keeps_the_level():
     b = batch(8000, 3000)
     out = Reverb(SOURCES)(b).wave
-    assert torch.allclose(out.norm(dim=1), b.wave.norm(dim=1), rtol=1e-4) and not torch.allclose(
-        out, b.wave, atol=1e-3
-    )
+    assert torch.allclose(out.norm(dim=1), b.wave.norm(dim=1), rtol=1e-4)
+    assert not torch.allclose(out, b.wave, atol=1e-3)
 
 
 def test_loud_recordings_are_limited_not_clipped():
@@ -199,7 +178,12 @@ def test_errors_name_what_is_wrong(tmp_path):
         read_sources(tmp_path / "nothing.csv")
     table = pd.read_csv(TABLE)
     for change, message in (
-        (table.drop(columns="kind"), "missing columns"),
+        (table.drop(columns="kind"), r"missing columns \['kind'\]; found \['id', 'path', 'duration'\]"),
+        (
+            table.rename(columns={"duration": "duration_s"}),
+            r"missing columns \['duration'\]; found .*'duration_s'",
+        ),
+        (table.drop(columns="path"), r"missing columns \['path'\]"),
         (table.assign(kind="explosion"), "explosion"),
         (table.head(0), "no rows"),
     ):

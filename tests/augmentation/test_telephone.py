@@ -26,31 +26,6 @@ each = pytest.mark.parametrize("name", TRANSFORMS)
 
 
 @each
-def test_padding_neighbours_and_segments(name):  # pitfall 57
-    transform = TRANSFORMS[name]
-    waves = [noise(n, n) for n in (9000, 8001, 1600)]
-    batch = batch_of(*waves)
-    before = batch.wave.clone()
-    out = transform(batch)
-    assert torch.equal(batch.wave, before) and out.wave.shape == before.shape and out.utts == batch.utts
-    assert all(np.array_equal(x, y) for x, y in zip(out.fakes, batch.fakes, strict=True))
-    for i, wave in enumerate(waves):
-        alone = transform(collate([Item(f"u{i}", wave, 0)])).wave[0]
-        # G.711 may round a tie
-        assert torch.isclose(out.wave[i, : len(wave)], alone, atol=1e-5).float().mean() > 0.999
-        assert out.wave[i, len(wave) :].abs().sum() == 0
-
-
-@each
-def test_draws_repeat_and_epochs_differ(name):  # pitfalls 50, 51
-    transform = TRANSFORMS[name]
-    batch = batch_of(*[noise(16000, i) for i in range(8)])
-    assert torch.equal(transform(batch, 2).wave, transform(batch, 2).wave)
-    if name != "none":
-        assert not torch.equal(transform(batch, 2).wave, transform(batch, 3).wave)
-
-
-@each
 @pytest.mark.parametrize("n", [1, 17, 1600])
 def test_short_and_silent_recordings(name, n):
     for wave in (np.zeros(n, np.float32), np.ones(n, np.float32)):
@@ -126,6 +101,30 @@ def test_concealment_repeats_and_silence_does_not():
     assert torch.equal(silent[~lost], packets[~lost]) and torch.equal(kept[~lost], packets[~lost])
     first = int((lost[1:] & ~lost[:-1]).nonzero()[0]) + 1
     assert torch.equal(kept[first], packets[first - 1])
+
+
+def test_repetitions_fade_by_a_fifth_every_ten_milliseconds():
+    loss = PacketLoss((0.5, 0.5), burst=8.0, seed=2)
+    out = loss(batch_of(np.full(64000, 0.5, np.float32))).wave[0].view(-1, 320)
+    gains = sorted({round(float(x), 3) for x in out[:, 0] / 0.5})
+    assert gains == pytest.approx([0, 0.2, 0.6, 1], abs=1e-3)  # a packet is 20 ms long
+
+
+def test_shares_of_losses_are_drawn_and_short_last_packets_get_lost_too():
+    b = batch_of(*[np.full(3201, 0.5, np.float32)] * 400)  # ten packets and one sample
+    out = PacketLoss((0.0, 0.5), burst=1.0, conceal=False)(b).wave
+    lost = (out[:, :3200].view(400, 10, 320) == 0).all(2)
+    assert lost.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (out[:, -1] == 0).float().mean().item() == pytest.approx(0.25, abs=0.08)
+
+
+@pytest.mark.parametrize("n", [4000, 4001])
+def test_the_end_is_heard(n):
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(n) / 16000 + 1).astype(np.float32)
+    alone = Telephone(law=None)(batch_of(tone)).wave[0]
+    longer = Telephone(law=None)(batch_of(np.pad(tone, (0, 400)))).wave[0, :n]
+    assert alone[-20:].abs().max() > 0.1 and torch.allclose(alone[:-40], longer[:-40], atol=0.01)
+    assert alone[-1].abs() > 0.01
 
 
 def test_no_loss_changes_nothing():

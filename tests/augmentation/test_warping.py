@@ -69,6 +69,13 @@ def test_tempo_keeps_the_pitch(tempo):
     assert ahead.abs().max() < 160 + 256 * abs(1 - tempo) + 2  # never further than the search reaches
 
 
+@pytest.mark.parametrize("tempo", [0.8, 1.25])
+def test_pieces_that_do_not_fit_are_faded_into_each_other(tempo):
+    x = tones(110, 273, 702).wave.mean(0, keepdim=True)  # no shift fits all three
+    out, _, _ = stretch(x, torch.tensor([16000]), torch.tensor([tempo]))
+    assert out.diff().abs().max() < 1.1 * x.diff().abs().max()  # no clicks
+
+
 def test_tempo_one_changes_nothing():
     b = tones(110, 700)
     rough = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 16000)).astype(np.float32)) / 9
@@ -103,9 +110,8 @@ def test_a_fake_that_was_skipped_is_no_fake_any_more():  # pitfall 61
 def test_pitch_shifts_frequency_and_keeps_time(semitones):
     b = tones(600, fakes=[[0.25, 0.5]])
     out = Pitch(semitones, semitones)(b)
-    assert int(out.lengths[0]) == 16000 and pitch_of(out.wave[0]) == pytest.approx(
-        600 * 2 ** (semitones / 12), rel=0.004
-    )
+    assert int(out.lengths[0]) == 16000
+    assert pitch_of(out.wave[0]) == pytest.approx(600 * 2 ** (semitones / 12), rel=0.004)
     assert out.fakes[0][0] == pytest.approx([0.25, 0.5], abs=0.02)
 
 
@@ -130,6 +136,11 @@ def test_trim_leaves_a_random_rest_and_never_too_little():
     b = noisy_ends(4000, 4000)
     lengths = [int(Trim(rest=(0.0, 0.2), seed=s)(b).lengths[0]) for s in range(50)]
     assert 8000 <= min(lengths) < 9500 and 12500 < max(lengths) <= 8320 + 6400
+    rests = []
+    for seed in range(20):
+        start, end = Trim(rest=(0.0, 0.2))._with_rest((4000, 12000), 16000, np.random.default_rng(seed))
+        rests.append((4000 - start, end - 12000))
+    assert max(abs(before - after) for before, after in rests) > 1600  # each end has its own
     click = collate([Item("u", np.eye(1, 16000, 40, dtype=np.float32)[0], 1)])
     assert int(Trim(shortest=0.5, rest=(0.0, 0.0))(click).lengths[0]) == 8000
     silent = collate([Item("u", np.zeros(1600, np.float32), 1)])

@@ -2,11 +2,17 @@
 
 from dataclasses import asdict, replace
 
+import pytest
 import torch
 
 from wedefense_nb.features.pretrained import TINY
 
-# Options that make each SSL back end small: a tiny upstream with random weights, frozen, without dropout or layer drop.
+QUIET_S3PRL = [  # its own warnings, for the tests that run it
+    pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning"),
+]
+
+# Options that make each SSL back end small: a tiny upstream with random weights, without dropout or layer drop.
 STILL = {"upstream": asdict(replace(TINY, dropout=0.0, attention_dropout=0.0, layerdrop=0.0))}
 SSL = {
     "ssl_linear": STILL,

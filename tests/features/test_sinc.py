@@ -38,9 +38,16 @@ def test_inverse_mel_is_a_mirror_and_no_sign_change():  # pitfall 47
     signs = (-1.0) ** torch.arange(129)
     assert torch.allclose(inverse, mel.flip(0) * signs, atol=1e-6)
     assert torch.nn.functional.cosine_similarity(inverse, mel.flip(0)).abs().max() < 0.3
-    assert torch.allclose(
-        sinc_edges(20, "inverse_mel") + sinc_edges(20).flip(0), torch.full((21,), 8000.0).double()
-    )
+    both = sinc_edges(20, "inverse_mel") + sinc_edges(20).flip(0)
+    assert torch.allclose(both, torch.full((21,), 8000.0).double())
+
+
+def test_filters_have_a_middle_tap_and_even_sizes_become_odd():
+    edges = sinc_edges(5)
+    filters = sinc_filters(edges, 129)
+    assert torch.allclose(filters, filters.flip(1), atol=1e-7)  # symmetric: no delay
+    assert torch.equal(sinc_filters(edges, 128), filters)
+    assert SincBank(edges, 128).size == 129  # AASIST asks for 128
 
 
 def test_aasists_edges_to_the_top():
@@ -60,10 +67,8 @@ def test_padding_and_pieces_change_nothing(n, extra, group):
     bank.at_once = 30
     in_pieces, _ = bank(torch.nn.functional.pad(wave, (0, extra), value=5.0), lengths)
     assert torch.allclose(whole, literal, atol=1e-6)
-    assert (
-        torch.allclose(in_pieces[:, : whole.shape[1]], whole, atol=1e-6)
-        and not in_pieces[:, whole.shape[1] :].any()
-    )
+    assert torch.allclose(in_pieces[:, : whole.shape[1]], whole, atol=1e-6)
+    assert not in_pieces[:, whole.shape[1] :].any()
 
 
 def test_the_filter_mask_is_for_training_and_for_each_recording():
@@ -73,7 +78,10 @@ def test_the_filter_mask_is_for_training_and_for_each_recording():
     assert bank.eval()(wave, lengths)[0].amax(1).gt(0).all()
     silent = bank.train()(wave, lengths)[0].amax(1) == 0
     assert 0 < silent.sum() and silent.sum(1).max() < 20 and len(set(silent.sum(1).tolist())) > 1
-    for row in silent:  # neighbours
+    few = SincBank(sinc_edges(8), 33, mask=3).train()  # 0, 1 or 2 of eight
+    silent_of_eight = few(noise(1, 200).expand(300, -1), torch.full((300,), 200))[0].amax(1) == 0
+    assert set(silent_of_eight.sum(1).tolist()) == {0, 1, 2} and silent_of_eight.any(0).all()
+    for row in [*silent, *silent_of_eight]:  # neighbours
         where = row.nonzero().flatten()
         assert len(where) == 0 or where[-1] - where[0] + 1 == len(where)
 

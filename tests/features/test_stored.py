@@ -8,29 +8,29 @@ import yaml
 from wedefense_nb.data.batches import AudioDataset, eval_batches, loader
 from wedefense_nb.data.crops import Crop
 from wedefense_nb.data.manifest import Manifest, ManifestError
+from wedefense_nb.features import stored as module
 from wedefense_nb.features.stored import Stored, StoredDataset, extract, open_dataset, shards
 from wedefense_nb.features.upstreams import Upstream, tiny_checkpoint
+from wedefense_nb.models.detector import Detector
+from wedefense_nb.models.layers import Identity, StatsPool
+from wedefense_nb.training.loop import FitConfig, fit
+from wedefense_nb.training.scoring import score
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny.pt")
-
-
-@pytest.fixture(scope="module")
-def few(samples):
+def handful(samples):
     partial = samples.subset(kind="partial").utterances.utt[:6].tolist()
     return samples.subset(utt=samples.utterances.utt[:10].tolist() + partial)
 
 
 @pytest.mark.parametrize("layers", ["last", "all"])
-def test_stored_features_are_those_of_the_network(tiny, few, tmp_path, layers):
-    front = Upstream(tiny, layers=layers).train()
-    stored = extract(front, few, tmp_path, batch_size=3, shard_size=5)
-    plan = eval_batches(few, 4)
-    for heard, read in zip(
-        loader(AudioDataset(few), plan), loader(open_dataset(stored), plan, workers=1), strict=True
-    ):
+def test_stored_features_are_those_of_the_network(tiny, handful, tmp_path, layers):
+    front = Upstream(tiny, layers=layers, frozen=False).train()
+    stored = extract(front, handful, tmp_path, batch_size=3, shard_size=5)
+    plan = eval_batches(handful, 4)
+    sounds = loader(AudioDataset(handful), plan)
+    shards_of_them = loader(open_dataset(stored), plan, workers=1)
+    for heard, read in zip(sounds, shards_of_them, strict=True):
         assert heard.utts == read.utts and torch.equal(heard.labels, read.labels)
         with torch.no_grad():
             (live, frames) = front.eval()(heard.wave, heard.lengths)
@@ -38,14 +38,11 @@ def test_stored_features_are_those_of_the_network(tiny, few, tmp_path, layers):
         assert live.shape == disk.shape and torch.equal(frames, same)
         assert torch.allclose(live, disk, rtol=1e-3, atol=1e-3)
     again = Manifest.read(tmp_path)
-    assert again.utterances.utt.tolist() == few.utterances.utt.tolist() and len(again.segments) == len(
-        few.segments
-    )
+    assert again.utterances.utt.tolist() == handful.utterances.utt.tolist()
+    assert len(again.segments) == len(handful.segments)
 
 
-def test_interrupted_extraction_continues(tiny, few, tmp_path, monkeypatch):
-    import wedefense_nb.features.stored as module
-
+def test_interrupted_extraction_continues(tiny, handful, tmp_path, monkeypatch):
     front = Upstream(tiny)
     save = module.save_file
     made = []
@@ -58,41 +55,41 @@ def test_interrupted_extraction_continues(tiny, few, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "save_file", crash)
     with pytest.raises(KeyboardInterrupt):
-        extract(front, few, tmp_path, shard_size=5)
+        extract(front, handful, tmp_path, shard_size=5)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1, "half a shard has another name"
-    extract(front, few, tmp_path, shard_size=5)
-    assert len(made) == 2 + len(shards(len(few), 5)) - 1, "the whole shard was not made again"
-    whole = extract(front, few, tmp_path / "other", shard_size=5)
+    extract(front, handful, tmp_path, shard_size=5)
+    assert len(made) == 2 + len(shards(len(handful), 5)) - 1, "the whole shard was not made again"
+    whole = extract(front, handful, tmp_path / "other", shard_size=5)
     assert all(
         np.array_equal(open_dataset(whole)[0, i].wave, StoredDataset(Manifest.read(tmp_path))[0, i].wave)
-        for i in range(len(few))
+        for i in range(len(handful))
     )
 
 
-def test_other_networks_and_recordings_are_refused(tiny, few, tmp_path):
-    extract(Upstream(tiny), few, tmp_path)
+def test_other_networks_and_recordings_are_refused(tiny, handful, tmp_path):
+    extract(Upstream(tiny), handful, tmp_path)
     other = Upstream(tiny_checkpoint(tmp_path / "other.pt", seed=1))
     for front, manifest in (
-        (other, few),
-        (Upstream(tiny), few.subset(kind="partial")),
-        (Upstream(tiny, layers="all"), few),
+        (other, handful),
+        (Upstream(tiny), handful.subset(kind="partial")),
+        (Upstream(tiny, layers="all"), handful),
     ):
         with pytest.raises(ManifestError, match="another network or other recordings"):
             extract(front, manifest, tmp_path)
 
 
-def test_overflow_is_an_error(tiny, few, tmp_path):
+def test_overflow_is_an_error(tiny, handful, tmp_path):
     front = Upstream(tiny)
     front.encoder.norm.weight.data.fill_(1e6)
     with pytest.raises(OverflowError, match="half precision"):
-        extract(front, few, tmp_path)
+        extract(front, handful, tmp_path)
 
 
-def test_crops_carry_label_and_segments(tiny, few, tmp_path):
-    data = open_dataset(extract(Upstream(tiny), few, tmp_path), Crop(0.3, seed=2))
+def test_crops_carry_label_and_segments(tiny, handful, tmp_path):
+    data = open_dataset(extract(Upstream(tiny), handful, tmp_path), Crop(0.3, seed=2))
     seen = set()
     for epoch in range(5):
-        for i in range(len(few)):
+        for i in range(len(handful)):
             item = data[epoch, i]
             assert item.wave.shape == (15, 32) and item.wave.dtype == np.float32
             if item.utt in data.fakes:
@@ -102,11 +99,24 @@ def test_crops_carry_label_and_segments(tiny, few, tmp_path):
     assert seen == {0, 1}
 
 
-def test_policies_are_those_of_sound(tiny, few, tmp_path):
-    stored = extract(Upstream(tiny), few, tmp_path)
+def test_crops_come_from_all_over_the_recording(tiny, handful, tmp_path):
+    stored = extract(Upstream(tiny), handful, tmp_path)
+    whole = open_dataset(stored)[0, 0].wave
+    data = open_dataset(stored, Crop(0.3, seed=2))
+    starts = set()
+    for epoch in range(10):
+        crop = data[epoch, 0].wave
+        found = [i for i in range(len(whole) - 14) if np.array_equal(whole[i : i + 15], crop)]
+        assert len(found) == 1
+        starts.add(found[0])
+    assert len(starts) > 5
+
+
+def test_crop_policies_are_those_of_sound(tiny, handful, tmp_path):
+    stored = extract(Upstream(tiny), handful, tmp_path)
     whole = open_dataset(stored)
-    seconds = few.utterances.duration.median()
-    lengths = [len(whole[0, i].wave) for i in range(len(few))]
+    seconds = handful.utterances.duration.median()
+    lengths = [len(whole[0, i].wave) for i in range(len(handful))]
     n = round(seconds * 50)
     assert min(lengths) < n < max(lengths)
     for policy in ("random", "start", "tile", "zero", "start+tile"):
@@ -126,9 +136,7 @@ def test_policies_are_those_of_sound(tiny, few, tmp_path):
         open_dataset(stored, Crop(1.0, "middle"))
 
 
-def test_only_the_crop_is_read(tiny, few, tmp_path, monkeypatch):
-    import wedefense_nb.features.stored as module
-
+def test_only_the_crop_is_read(tiny, handful, tmp_path, monkeypatch):
     read = []
     opened = module.safe_open
 
@@ -148,7 +156,7 @@ def test_only_the_crop_is_read(tiny, few, tmp_path, monkeypatch):
         def get_slice(self, name):
             return Spy(self.file.get_slice(name))
 
-    stored = extract(Upstream(tiny), few, tmp_path)
+    stored = extract(Upstream(tiny), handful, tmp_path)
     monkeypatch.setattr(module, "safe_open", File)
     open_dataset(stored, Crop(0.1))[0, 0]
     open_dataset(stored)[0, 0]
@@ -156,12 +164,30 @@ def test_only_the_crop_is_read(tiny, few, tmp_path, monkeypatch):
 
 
 def test_shards_cover_everything_once():
-    assert [i for _, members in shards(1001, 256) for i in members] == list(range(1001)) and len(
-        shards(1001, 256)
-    ) == 4
+    plan = shards(1001, 256)
+    assert [i for _, members in plan for i in members] == list(range(1001)) and len(plan) == 4
+    assert len({name for name, _ in plan}) == 4 and sorted(plan) == plan
+
+
+def test_stored_features_train_like_audio(few, tmp_path):
+    """The recipe of a frozen front end: extract once, then fit on the files."""
+    front = Upstream(tiny_checkpoint(tmp_path / "tiny.pt"))
+    sounds = {name: few.subset(split=name) for name in ("train", "dev")}
+    train, dev = (extract(front, split, tmp_path / name) for name, split in sounds.items())
+    torch.manual_seed(0)
+    on_disk = Detector(Stored.of(train.root), Identity(32), StatsPool(), 8)
+    config = FitConfig(epochs=2, batch_size=4, crop=None, lr=2e-3, average=1, seed=3, augment="specaugment")
+    result = fit(on_disk, train, dev, config, out=tmp_path / "run")
+    assert len(result.history) == 2 and 0 <= result.dev_error <= 1
+    live = Detector(front, Identity(32), StatsPool(), 8)
+    of_the_front = {name: w for name, w in live.state_dict().items() if name.startswith("front.")}
+    live.load_state_dict(result.model.state_dict() | of_the_front)
+    difference = score(result.model, dev).score - score(live, sounds["dev"]).score
+    assert difference.abs().max() < 0.01
 
 
 def test_front_end_refuses_other_shapes(tmp_path):
     (tmp_path / "features.yaml").write_text(yaml.safe_dump({"dim": 32, "states": 0, "hop": 320}))
-    with pytest.raises(ValueError, match="this model wants 32"):
-        Stored.of(tmp_path)(torch.zeros(1, 5, 16), torch.tensor([5]))
+    for shape in ((1, 5, 16), (1, 5, 3, 32)):
+        with pytest.raises(ValueError, match="this model wants 32"):
+            Stored.of(tmp_path)(torch.zeros(shape), torch.tensor([5]))

@@ -1,4 +1,4 @@
-"""Published checkpoints: layouts, golden outputs of formula weights, refusals, and real weights if there are any."""
+"""Published checkpoints: layouts, golden outputs of formula weights, refusals, and real weights, if any."""
 
 import json
 import pickle
@@ -183,16 +183,55 @@ def test_what_a_layout_ignores_may_be_there():
         rename(state | {"used.a": torch.zeros(1)}, model, layout)
 
 
-def test_kinds_are_understood_as_people_type_them(formula):
-    for text in ("aasist", "AASIST", "clovaai/aasist", "Clovaai/AASIST"):
-        assert layout_of(text)[0] == "clovaai/aasist"
-    for text in ("aasist-l", "AASIST_L", "aasist_l"):
-        assert layout_of(text)[0] == "clovaai/aasist-l"
-    assert layout_of("res1d")[0] == "wedefense/res1d" and layout_of("AntiDeepfake")[0] == "antideepfake"
-    assert load_published(formula["clovaai/aasist"], "aasist").config["name"] == "aasist"
-    for text in ("lcnn", "", "wedefense"):
-        with pytest.raises(ValueError, match="unknown kind of checkpoint"):
-            layout_of(text)
+TYPED = {
+    "clovaai/aasist": ["aasist", "AASIST", "clovaai/aasist", "Clovaai/AASIST", " aasist "],
+    "clovaai/aasist-l": ["aasist-l", "AASIST-L", "AASIST_L", "aasist_l", "AASIST L", "clovaai/aasist_l"],
+    "wedefense/ssl_aasist": ["ssl_aasist", "ssl-aasist", "SSL AASIST", "SSL-AASIST", "WeDefense/SSL-AASIST"],
+    "wedefense/lcnn_lstm": ["LCNN-LSTM", "lcnn lstm"],
+    "wedefense/res1d": ["res1d", "Res1D"],
+    "wedefense/nes2net": ["Nes2Net"],
+    "ssl_antispoofing": ["SSL_Anti-spoofing", "ssl-antispoofing", "SSL antispoofing"],
+    "antideepfake": ["AntiDeepfake", "anti-deepfake"],
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in TYPED.items() for text in texts])
+def test_kinds_are_understood_as_people_type_them(kind, text):
+    name, layout = layout_of(text)
+    assert name == kind and layout is LAYOUTS[kind]
+
+
+def test_every_kind_has_a_short_name_of_its_own():
+    for kind in LAYOUTS:
+        for text in (kind, kind.upper(), kind.rpartition("/")[2]):
+            assert layout_of(text)[0] == kind
+
+
+def test_a_kind_may_be_typed_for_all_that_takes_one(formula):
+    assert load_published(formula["clovaai/aasist-l"], kind="AASIST L").config["name"] == "aasist_l"
+    assert published_shapes("AASIST")["out_layer.weight"] == (2, 160)
+    assert published_score(torch.tensor([[1.0, 3.0]]), "AASIST") == 3.0
+
+
+@pytest.mark.parametrize("text", ["lcnn", "", " - ", "wedefense", "aasist/clovaai", "aasist-m", None])
+def test_unknown_kinds_are_refused_with_the_list_of_what_there_is(text, tmp_path):
+    with pytest.raises(ValueError, match="unknown kind of checkpoint") as error:
+        load_published(tmp_path / "none.pth", text)  # told before the file is looked for
+    assert all(kind in str(error.value) for kind in LAYOUTS)
+
+
+def test_a_short_name_of_two_kinds_is_refused_with_both(monkeypatch):
+    two = {"here/twin": LAYOUTS["clovaai/aasist"], "there/Twin": LAYOUTS["clovaai/aasist-l"]}
+    monkeypatch.setattr(LAYOUTS, "_found", {**LAYOUTS, **two})
+    with pytest.raises(ValueError, match="unknown kind of checkpoint 'twin'.* here/twin, there/Twin$"):
+        layout_of("twin")
+    assert layout_of("THERE/twin")[0] == "there/Twin"
+
+
+def test_a_file_that_does_not_fit_is_told_the_other_kinds_of_its_detector(tmp_path):
+    torch.save(formula_weights(published_shapes("ssl_antispoofing")), tmp_path / "tak.pth")
+    with pytest.raises(ValueError, match="problems: missing .*Other kinds of this detector: ssl_antispoofing$"):
+        load_published(tmp_path / "tak.pth", "SSL-AASIST")
 
 
 # Files

@@ -4,6 +4,7 @@
 """
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from tests.features.ssl_files import SSL
 from wedefense_nb.models.detector import DETECTORS, build, load_model, save_model
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "lcnn_lstm": {"dropout": 0.1},
     "resnet18": {"n_mels": 24},
     "resnet34": {"n_mels": 24},

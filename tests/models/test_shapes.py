@@ -67,6 +67,8 @@ def test_stages_by_hand():
         ("embedding", 1, 32),
         ("head", 1, 2),
     ]
+    small = specimen("bands", embed_dim=2)  # the head is drawn although it keeps the shape
+    assert stages(small, 1.0)[-3:] == [("pool", 1, 160), ("embedding", 1, 2), ("head", 1, 2)]
     names = [name for name, _, _ in stages(specimen("lcnn_lstm"), 1.0)]
     assert names[2:7] == ["blocks.0", "blocks.2", "blocks.4", "blocks.6", "blocks.8"]
 

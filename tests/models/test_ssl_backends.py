@@ -60,11 +60,14 @@ def test_options_reach_the_upstream():
     assert not any(p.requires_grad for p in ssl_front(asdict(TINY)).parameters())
 
 
-def test_a_mix_begins_as_the_mean_of_the_states():
+def test_a_mix_begins_as_the_mean_of_the_states_and_has_weights():
     mixed = ssl_front({"stored": {"dim": 4, "states": 3}}, "weighted")
     feats = torch.randn(2, 7, 3, 4)  # as on disk: frames, states
     got, frames = mixed(feats, torch.tensor([7, 7]))
     assert torch.allclose(got, feats.mean(2), atol=1e-6) and frames.tolist() == [7, 7]
+    mixed.mix.weights.data = torch.tensor([1.0, 0.0, -2.0])
+    want = torch.einsum("k,bfkd->bfd", mixed.mix.weights.softmax(0), feats)
+    assert torch.allclose(mixed(feats, torch.tensor([7, 7]))[0], want, atol=1e-6)
 
 
 def test_what_is_portable_builds_the_same_shape():

@@ -173,6 +173,8 @@ def test_padding_never_is_the_maximum():
     x = -1 - torch.rand(2, 6, 4)  # every real value is below zero
     y, n = patch_max(x, torch.tensor([6, 3]), 2)
     assert n.tolist() == [3, 1] and (y[0] < 0).all() and torch.equal(y[1, 0, 0], x[1, :2, :2].max())
+    y, n = patch_max(x[:1], torch.tensor([6]), 2, pad=1)  # half of the first patch is before the recording
+    assert n.tolist() == [4] and torch.equal(y[0, 0, 0], x[0, 0, :2].max())
 
 
 def test_maps_of_ssl_aasist():

@@ -82,6 +82,8 @@ NAMES = [  # of all that equally long names and shapes would let one mix up: for
     ("wedefense/resnet18", "backbone.blocks.1.norm1.weight", "layer1.1.bn1.weight"),
     ("wedefense/resnet18", "backbone.blocks.4.norm2.weight", "layer3.0.bn2.weight"),
     ("wedefense/resnet18", "backbone.blocks.7.conv1.weight", "layer4.1.conv1.weight"),
+    ("wedefense/lcnn_lstm", "backbone.blocks.6.norm.running_var", "m_transform.21.running_var"),
+    ("wedefense/lcnn_lstm", "backbone.blocks.7.norm.running_var", "m_transform.24.running_var"),
     ("wedefense/lcnn_lstm", "backbone.lstm.bias_ih_l0", "m_lstm.0.l_blstm.bias_ih_l0"),
     ("wedefense/lcnn_lstm", "backbone.lstm.bias_hh_l1", "m_lstm.1.l_blstm.bias_hh_l0"),
     ("wedefense/lcnn_lstm", "backbone.lstm.weight_ih_l1_reverse", "m_lstm.1.l_blstm.weight_ih_l0_reverse"),
@@ -128,6 +130,8 @@ def test_heads_load_with_their_classes_in_our_order(kind, tmp_path):
     theirs = formula_weights(useful(kind))[layout.published_name(ours)].float()
     assert torch.equal(model.state_dict()[ours][BONAFIDE], theirs[layout.bonafide])
     assert torch.equal(model.state_dict()[ours][SPOOF], theirs[1 - layout.bonafide])
+    as_weighted = math.log(0.9 * 2580 / (0.1 * 22800)) if kind == "ssl_antispoofing" else 0.0
+    assert model.log_prior_odds.item() == pytest.approx(as_weighted, abs=1e-6)
 
 
 WHOLE = [
@@ -156,6 +160,7 @@ def test_whole_files_load_with_their_upstream(kind, mixed, tmp_path, monkeypatch
     assert torch.equal(front.encoder.layers[1].fc1.weight, tuned["encoder.layers.1.fc1.weight"])
     assert (front.mix is not None) == mixed and (not mixed or front.mix.weights.tolist() == [0, 1, 2])
     assert torch.isfinite(model(NOISE, torch.tensor([20000, 20000, 9000]))).all()
+    assert getattr(model.front, "samples", None) == (64600 if kind == "ssl_antispoofing" else None)
     del state[prefix + "encoder.layers.1.fc1.weight"]
     torch.save(state, tmp_path / "torn.pt")
     with pytest.raises((RuntimeError, KeyError), match="fc1"):
@@ -166,6 +171,11 @@ def test_whole_files_load_with_their_upstream(kind, mixed, tmp_path, monkeypatch
     model = load_with_upstream(tmp_path / "head.pt", kind, checkpoint)
     front = next(m for m in model.front.modules() if isinstance(m, Upstream))
     assert torch.equal(front.encoder.layers[1].fc1.weight, Upstream(checkpoint).encoder.layers[1].fc1.weight)
+
+
+def test_a_wrong_kind_is_told_before_the_file_is_read(tmp_path):
+    with pytest.raises(ValueError, match="unknown kind of checkpoint 'wav2vec'"):
+        load_with_upstream(tmp_path / "none.pt", "wav2vec", asdict(TINY))
 
 
 def test_antideepfake_is_a_mean_over_normalised_waves(tmp_path):  # pitfall 30

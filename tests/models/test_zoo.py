@@ -3,8 +3,10 @@
 import math
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import nn
 
 from tests.models import test_promises
@@ -86,6 +88,10 @@ def test_field_looks_through_a_maximum():
             return nn.functional.max_pool1d(x.transpose(1, 2), 3).transpose(1, 2), frames // 3
 
     first, last = steps_seen(Top(), (1, 60, 16))
+    assert last - first + 1 == 3 and first % 3 == 0
+    first, last = steps_seen(Top(), (1, 60, 1), tries=1)  # one feature, one winner
+    assert first == last
+    first, last = steps_seen(Top(), (1, 60, 1), tries=20)
     assert last - first + 1 == 3 and first % 3 == 0
 
 
@@ -197,15 +203,27 @@ def test_card_and_table():
     assert table.loc["ssl_mhfa", "features"] == "25 × 200 × 1024" and table.loc["ssl_mhfa", "frames"] == 200
     figure = plot_costs(table).figure
     assert {t.get_text() for t in figure.axes[0].texts} == set(table.index)
+    heights = [height for marks in figure.axes[0].collections for _, height in marks.get_offsets()]
+    assert sorted(heights) == pytest.approx(sorted((table.flops + table.front_flops) / 1e9))
     plt.close(figure)
 
 
-def test_labels_cover_neither_each_other_nor_the_marks():
-    table = zoo_table(["xvector", "ssl_res1d", "ecapa"])
+def made_up():
+    """A mark to the right of another with a long name, as high; and two marks nearly in one place."""
+    sizes = [1e6, 1.6e6, 1e8, 1e8]
+    flops = [1e9, 1e9, 1e6, 1.1e6]
+    rows = {"parameters": sizes, "flops": flops, "front_flops": 0.0, "hears": "features"}
+    return pd.DataFrame(rows, index=["a_detector_with_a_long_name", "b", "c", "d"])
+
+
+@pytest.mark.parametrize("rows", [lambda: zoo_table(["xvector", "ssl_res1d", "ecapa"]), made_up])
+def test_labels_cover_neither_each_other_nor_the_marks(rows):
+    table = rows()
     figure = plot_costs(table).figure
+    figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     ax = figure.axes[0]
-    boxes = [t.get_window_extent(renderer) for t in ax.texts]
+    boxes = [Text.get_window_extent(label, renderer) for label in ax.texts]  # without the line to its mark
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     for name in table.index:
         mark = (table.parameters[name], (table.flops + table.front_flops)[name] / 1e9)

@@ -55,6 +55,12 @@ def test_trivia_of_silence_and_noise_are_finite():
     assert silences(noise, 16000) == (0.0, 0.0) and bandwidth(noise, 16000) == pytest.approx(7600, rel=0.01)
 
 
+@pytest.mark.parametrize(("below_db", "lead"), [(25, 0.0), (35, 0.5)])
+def test_silence_lies_thirty_decibels_below_the_loudest(below_db, lead):
+    soft = 10 ** (-below_db / 20) * np.ones(8000)
+    assert silences(np.r_[soft, np.ones(8000)], 16000)[0] == pytest.approx(lead, abs=0.02)
+
+
 def test_trivia_are_measured_before_resampling(tmp_path, few):  # pitfall 59
     save(tmp_path / "a.wav", np.full(22050, 0.1, np.float32), 22050)
     save(tmp_path / "b.FLAC", np.full(8000, 0.2, np.float32), 16000)

@@ -72,7 +72,15 @@ POLICIES = Registry("augmentation", "wedefense_nb.augmentation")
 
 
 def policy(name: str, about: str, needs_sources: bool = False) -> Callable:
-    """Decorator: a function (sources) that makes a transform becomes known by a name."""
+    """Decorator: a function (sources) that makes a transform becomes known by a name.
+
+    Parameters
+    ----------
+    name, about : str
+        Name in a policy; what it does, and how often.
+    needs_sources : bool
+        Does it play files? Then they are handed to the function, otherwise None.
+    """
 
     def add(make: Callable) -> Callable:
         POLICIES.add(name, Ingredient(about, make, needs_sources), owner=make.__module__)
@@ -94,8 +102,8 @@ policy("tempo", "0.85 to 1.15 times as fast at the same pitch, p 0.5")(lambda _:
 policy("pitch", "up to two semitones up or down, p 0.5")(lambda _: Pitch(p=0.5))
 policy("band", "a low-pass filter or a lower sampling rate, p 0.5")(lambda _: OneOf(LowPass(), Resample(), p=0.5))
 policy("codec", f"{', '.join(_ALL_CODECS)} at any of their bit rates, p 0.5")(lambda _: Codec(_ALL_CODECS, p=0.5))
-policy("telephone", "a telephone line with lost packets, p 0.5")(
-    lambda _: Chain(Telephone(), PacketLoss(p=0.5), p=0.5)
+policy("telephone", "lost packets and a telephone line, p 0.5")(
+    lambda _: Chain(PacketLoss(p=0.5), Telephone(), p=0.5)  # what hides a loss stays within the line's band
 )
 policy("specaugment", "one strip of time and one of frequency of the features covered, p 0.6")(
     lambda _: SpecAugment()
@@ -107,7 +115,15 @@ for _algorithm in range(1, 9):
 # %% ../../nbs/3_augmentation/08_policies.ipynb #9b306b84
 @dataclass
 class Policy:
-    """What happens to training batches: a transform of waves (or None), and strips over features (or None)."""
+    """What happens to training batches.
+
+    Attributes
+    ----------
+    change : Transform or None
+        Of waves.
+    masks : SpecAugment or None
+        Strips over features.
+    """
 
     change: Transform | None = None
     masks: SpecAugment | None = None
@@ -125,19 +141,35 @@ def make_policy(text: str, train: Manifest, noise: str = "", seed: int = 0) -> P
     noise, seed : str, int
         As for `noise_sources`; what happens to a recording is a function of (seed, epoch, utt).
 
+    Returns
+    -------
+    Policy
+
     Raises
     ------
     ValueError
         An unknown name, or waves to change where the manifest has stored features.
+    FileNotFoundError
+        As `noise_sources` does.
     """
     names = [] if text == "none" else [name.strip() for name in text.split("+")]
     ingredients = [POLICIES[name] for name in names]
-    sources = noise_sources(train, noise) if any(i.needs_sources for i in ingredients) else None
-    made = {name: i.make(sources) for name, i in zip(names, ingredients, strict=True)}
-    waves = [name for name in names if not isinstance(made[name], SpecAugment)]
-    if waves and holds_features(train):
-        what = "+".join(waves)
+    sources = None
+    if any(ingredient.needs_sources for ingredient in ingredients):
+        sources = noise_sources(train, noise)
+    made = Policy()
+    changes = []
+    of_waves = []  # their names
+    for name, ingredient in zip(names, ingredients, strict=True):
+        part = ingredient.make(sources)
+        if not isinstance(part, SpecAugment):
+            changes.append(part)
+            of_waves.append(name)
+        elif made.masks is None:
+            made.masks = part
+    if changes and holds_features(train):
+        what = "+".join(of_waves)
         raise ValueError(f"{what} changes waveforms, and these are stored features: only specaugment works")
-    masks = [made[name] for name in names if name not in waves]
-    change = Chain(*(made[name] for name in waves), seed=seed) if waves else None
-    return Policy(change, masks[0] if masks else None)
+    if changes:
+        made.change = Chain(*changes, seed=seed)
+    return made

@@ -73,7 +73,7 @@ def draw_notches(rng: np.random.Generator, o: RawBoostOptions, gain: tuple[float
     numpy.ndarray, float64, shape (n_bands + 1, 3)
         A row a notch: lower edge (Hz), upper edge (Hz), taps. The last row holds the gain (dB).
     """
-    rows = []
+    rows: list[tuple[float, float, float]] = []
     for _ in range(o.n_bands):
         centre = rng.uniform(*o.frequency)
         width = rng.uniform(*o.bandwidth)

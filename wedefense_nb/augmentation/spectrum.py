@@ -39,16 +39,37 @@ def lowpass_response(cutoffs: Tensor, half: int = 256) -> Tensor:
     -------
     torch.Tensor, float64, shape (B, 1, 2 half)
         2 half - 1 taps, time zero at index 0, negative times at the end: the form of `filter_powers`.
+
+    Examples
+    --------
+    >>> lowpass_response(torch.tensor([4000.0]), half=2)[0, 0].round(decimals=3).tolist()
+    [0.908, 0.046, 0.0, 0.046]
     """
-    m = torch.arange(-half, half, dtype=torch.float64, device=cutoffs.device)
-    f = 2 * cutoffs.double()[:, None] / SAMPLE_RATE
-    window = 0.54 + 0.46 * torch.cos(torch.pi * m / (half - 1))
-    h = f * torch.sinc(f * m) * window * (m > -half)
-    return (h / h.sum(1, keepdim=True)).roll(-half, 1)[:, None]
+    time = torch.arange(-half, half, dtype=torch.float64, device=cutoffs.device)  # in samples
+    cutoff = 2 * cutoffs.double()[:, None] / SAMPLE_RATE  # 1 is half the sampling rate
+    ideal = cutoff * torch.sinc(cutoff * time)
+    window = 0.54 + 0.46 * torch.cos(torch.pi * time / (half - 1))
+    window[0] = 0  # time -half has no counterpart at +half
+    taps = ideal * window
+    taps = taps / taps.sum(1, keepdim=True)
+    return taps.roll(-half, 1)[:, None]
 
 # %% ../../nbs/3_augmentation/06_spectrum.ipynb #4a108412
 class LowPass(Transform):
-    """A low-pass with a random cutoff between `low` and `high` Hz, without delay, at the recording's level."""
+    """A low-pass with a random cutoff, without delay, at the recording's level.
+
+    Parameters
+    ----------
+    low, high : float
+        Cutoffs in Hz, uniform between them.
+    p, seed
+        As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        Cutoffs that do not rise, or outside 0 to half the sampling rate.
+    """
 
     def __init__(self, low: float = 2000.0, high: float = 7500.0, p: float = 1.0, seed: int = 0):
         super().__init__(p, seed)
@@ -65,7 +86,20 @@ class LowPass(Transform):
 
 # %% ../../nbs/3_augmentation/06_spectrum.ipynb #1a6ed276
 class Resample(Transform):
-    """A detour through a lower sampling rate, drawn from `rates` (Hz); length, time and level stay."""
+    """A detour through a lower sampling rate; length, time and level stay.
+
+    Parameters
+    ----------
+    rates : sequence of int
+        In Hz, equally likely.
+    p, seed
+        As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        No rate, or one outside 2000 to 16,000 Hz.
+    """
 
     def __init__(self, rates: Sequence[int] = (8000, 11025, 12000), p: float = 1.0, seed: int = 0):
         super().__init__(p, seed)
@@ -78,15 +112,36 @@ class Resample(Transform):
         return by_choice(batch, [int(rng.choice(self.rates)) for rng in rngs], self.detour)
 
     def detour(self, batch: Batch, rate: int) -> Batch:
-        """Down to `rate` and up again."""
-        low = zero_padding(change_rate(batch.wave, SAMPLE_RATE, rate), -(-batch.lengths * rate // SAMPLE_RATE))
+        """Down to `rate` (Hz) and up again."""
+        lengths = -(-batch.lengths * rate // SAMPLE_RATE)  # at the lower rate, rounded up
+        low = zero_padding(change_rate(batch.wave, SAMPLE_RATE, rate), lengths)
         wave = change_rate(low, rate, SAMPLE_RATE)
-        wave = zero_padding(fit_length(wave, batch.wave.shape[1], copy=True), batch.lengths)
+        wave = fit_length(wave, batch.wave.shape[1], copy=True)
+        wave = zero_padding(wave, batch.lengths)
         return replace(batch, wave=keep_level(wave, batch.wave))
 
 # %% ../../nbs/3_augmentation/06_spectrum.ipynb #c4e1d66d
 def spec_draws(utts: Sequence[str], seed: int = 0, epoch: int = 0, n_draws: int = 32) -> Tensor:
-    """Uniform numbers in [0, 1) for `SpecAugment`, a function of (seed, epoch, utt): float32, (B, n_draws)."""
+    """Uniform numbers in [0, 1) for `SpecAugment`, a function of (seed, epoch, utt).
+
+    Parameters
+    ----------
+    utts : sequence of str
+        Names of B recordings.
+    seed, epoch : int
+    n_draws : int
+        At least `SpecAugment.n_draws`.
+
+    Returns
+    -------
+    torch.Tensor, float32, shape (B, n_draws)
+
+    Examples
+    --------
+    >>> both = spec_draws(["a", "b"], seed=1, epoch=2)
+    >>> bool((both[1] == spec_draws(["b"], seed=1, epoch=2)[0]).all())
+    True
+    """
     draws = [utt_rng(f"SpecAugment of {utt}", seed, epoch).random(n_draws, dtype=np.float32) for utt in utts]
     return torch.from_numpy(np.stack(draws))
 
@@ -101,14 +156,27 @@ def strips(sizes: Tensor, total: int, widest: float, draws: Tensor) -> Tensor:
     widest : float
         Widths are uniform from 0 to this part of the size, rounded down.
     draws : torch.Tensor, shape (B, 2 n)
-        A width and a place for each of n strips.
+        In [0, 1): a width and a place for each of n strips, in turn.
+
+    Returns
+    -------
+    torch.Tensor, bool, shape (B, total)
+
+    Examples
+    --------
+    >>> strips(torch.tensor([5]), total=6, widest=0.4, draws=torch.tensor([[0.99, 0.35]]))
+    tensor([[False,  True,  True, False, False, False]])
     """
-    width, place = draws.to(sizes.device)[..., None].unflatten(1, (-1, 2)).unbind(2)
-    most = (widest * sizes).floor()[:, None, None]
-    width = (width * (most + 1)).floor().minimum(most)
-    start = (place * (sizes[:, None, None] - width + 1)).floor()
+    draws = draws.to(sizes.device)
+    wide = draws[:, 0::2, None]  # (B, n, 1)
+    place = draws[:, 1::2, None]
+    sizes = sizes[:, None, None]
+    most = (widest * sizes).floor()
+    width = (wide * (most + 1)).floor().minimum(most)
+    start = (place * (sizes - width + 1)).floor()
     at = torch.arange(total, device=sizes.device)
-    return ((at >= start) & (at < start + width)).any(1)
+    covered = (at >= start) & (at < start + width)  # (B, n, total)
+    return covered.any(1)
 
 # %% ../../nbs/3_augmentation/06_spectrum.ipynb #f1df6c57
 class SpecAugment(nn.Module):
@@ -119,17 +187,35 @@ class SpecAugment(nn.Module):
     time, freq : float
         The widest strip, as a part of the recording's frames and of the bands.
     n_time, n_freq : int
-        How many strips; `n_time * time` must be below 1, so that never all frames are covered.
+        How many strips; `n_time * time` must be below 1, so that never all frames are covered, and so must
+        `n_freq * freq`.
     p : float
         Probability of a recording to be changed at all.
+
+    Attributes
+    ----------
+    n_draws : int
+        Random numbers that a recording needs: whether at all, and a width and a place for each strip.
+
+    Raises
+    ------
+    ValueError
+        Strips that could cover everything, or a `p` that is no probability; in `forward`, too few draws.
+
+    Examples
+    --------
+    >>> augment = SpecAugment(time=0.5, p=1.0)
+    >>> feats = augment(torch.ones(1, 100, 80), torch.tensor([100]), spec_draws(["a"]))
+    >>> feats.shape, bool((feats == 0).any())
+    (torch.Size([1, 100, 80]), True)
     """
 
     def __init__(self, time: float = 0.1, freq: float = 0.1, n_time: int = 1, n_freq: int = 1, p: float = 0.6):
         super().__init__()
-        if not (0 <= p <= 1 and 0 <= time * n_time < 1 and 0 <= freq * n_freq < 1 and min(n_time, n_freq) >= 0):
-            raise ValueError(
-                f"strips must leave something: {n_time} x {time} of time, {n_freq} x {freq} of frequency, p {p}"
-            )
+        some_left = 0 <= time * n_time < 1 and 0 <= freq * n_freq < 1
+        if not some_left or min(n_time, n_freq) < 0 or not 0 <= p <= 1:
+            got = f"{n_time} x {time} of time, {n_freq} x {freq} of frequency, p {p}"
+            raise ValueError(f"strips must leave something: {got}")
         self.time = time
         self.freq = freq
         self.n_time = n_time
@@ -138,16 +224,33 @@ class SpecAugment(nn.Module):
         self.n_draws = 1 + 2 * (n_time + n_freq)
 
     def forward(self, feats: Tensor, frames: Tensor, draws: Tensor) -> Tensor:
-        """Features (B, F, D) or (B, L, F, D), frames (B,) and `spec_draws` (B, >= n_draws) to features, covered ones 0."""
+        """Features with some covered by zeros; in evaluation mode, the features that are given.
+
+        Parameters
+        ----------
+        feats : torch.Tensor, shape (B, F, D) or (B, L, F, D)
+            The layers of a recording share their strips.
+        frames : torch.Tensor, shape (B,)
+        draws : torch.Tensor, shape (B, n_draws or more)
+            From `spec_draws`.
+
+        Returns
+        -------
+        torch.Tensor
+            Same shape.
+        """
         if not self.training:
             return feats
         if draws.shape[0] != len(feats) or draws.shape[1] < self.n_draws:
             raise ValueError(f"need {len(feats)} x {self.n_draws} draws or more, got {tuple(draws.shape)}")
         draws = draws.to(feats.device)
-        split = 1 + 2 * self.n_time
+        chosen = draws[:, 0] < self.p
+        for_time, for_freq = draws[:, 1 : self.n_draws].split([2 * self.n_time, 2 * self.n_freq], dim=1)
         n_frames, n_bands = feats.shape[-2:]
         bands = torch.full_like(frames, n_bands)
-        covered = strips(frames, n_frames, self.time, draws[:, 1:split])[:, :, None]
-        covered = covered | strips(bands, n_bands, self.freq, draws[:, split : self.n_draws])[:, None, :]
-        covered = covered & (draws[:, 0] < self.p)[:, None, None]
-        return feats.masked_fill(covered if feats.ndim == 3 else covered[:, None], 0.0)
+        in_time = strips(frames, n_frames, self.time, for_time)  # (B, F)
+        in_freq = strips(bands, n_bands, self.freq, for_freq)  # (B, D)
+        covered = (in_time[:, :, None] | in_freq[:, None, :]) & chosen[:, None, None]
+        if feats.ndim == 4:
+            covered = covered[:, None]
+        return feats.masked_fill(covered, 0.0)

@@ -31,9 +31,20 @@ class Telephone(Transform):
         "mulaw", "alaw", "either" (drawn for each recording), or None for no rounding.
     p, seed
         As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        A band that does not rise or ends above 3700 Hz, or another law.
     """
 
-    def __init__(self, band=(300.0, 3400.0), law: str | None = "either", p: float = 1.0, seed: int = 0):
+    def __init__(
+        self,
+        band: tuple[float, float] = (300.0, 3400.0),
+        law: str | None = "either",
+        p: float = 1.0,
+        seed: int = 0,
+    ):
         super().__init__(p, seed)
         if not 0 < band[0] < band[1] <= 3700:
             raise ValueError(f"band must be two rising frequencies, at most 3700 Hz, got {band}")
@@ -70,19 +81,41 @@ def draw_losses(rng: np.random.Generator, n: int, rate: float, burst: float) -> 
     Returns
     -------
     numpy.ndarray, bool, shape (n,)
+
+    Examples
+    --------
+    >>> lost = draw_losses(np.random.default_rng(0), 100_000, rate=0.2, burst=3.0)
+    >>> round(float(lost.mean()), 2)
+    0.2
     """
     if rate == 0:
         return np.zeros(n, dtype=bool)
     leave = (rate / (burst * (1 - rate)), 1 / burst)  # the chance to leave "arriving", to leave "lost"
-    states = (np.arange(n) + (rng.random() < rate)) % 2  # they take turns
-    return np.repeat(states == 1, [rng.geometric(leave[state]) for state in states])[:n]
+    begins_lost = rng.random() < rate
+    states = (np.arange(n) + begins_lost) % 2  # 0 arriving, 1 lost: they take turns
+    packets = [rng.geometric(leave[state]) for state in states]
+    return np.repeat(states == 1, packets)[:n]
 
 # %% ../../nbs/3_augmentation/07_telephone.ipynb #707a8269
 def packet_sources(lost: np.ndarray, fade: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which packet is played in place of each, and how loud, for `lost` (B, P) bool.
+    """Which packet is played in place of each, and how loud; packets lost before any arrived are silent.
 
-    `fade` is what the gain loses from one repetition to the next. Packets lost before any arrived are silent.
-    Returns two arrays (B, P): int64 and float32.
+    Parameters
+    ----------
+    lost : numpy.ndarray, bool, shape (B, P)
+    fade : float
+        What the gain loses from one repetition to the next.
+
+    Returns
+    -------
+    source : numpy.ndarray, int64, shape (B, P)
+    gain : numpy.ndarray, float32, shape (B, P)
+
+    Examples
+    --------
+    >>> source, gain = packet_sources(np.array([[True, False, True, True]]), fade=0.5)
+    >>> source.tolist(), gain.tolist()
+    ([[0, 1, 1, 1]], [[0.0, 1.0, 1.0, 0.5]])
     """
     at = np.arange(lost.shape[1])
     last = np.maximum.accumulate(np.where(lost, -1, at), axis=1)  # the newest packet that arrived
@@ -105,9 +138,22 @@ class PacketLoss(Transform):
         Repeat the last packet, 20 % less for every 10 ms of the gap (after ITU-T G.711 Appendix I); else silence.
     p, seed
         As for every `Transform`.
+
+    Raises
+    ------
+    ValueError
+        A rate, a burst or a packet outside its range.
     """
 
-    def __init__(self, rate=(0.02, 0.2), burst=2.0, packet=0.02, conceal=True, p: float = 1.0, seed: int = 0):
+    def __init__(
+        self,
+        rate: tuple[float, float] = (0.02, 0.2),
+        burst: float = 2.0,
+        packet: float = 0.02,
+        conceal: bool = True,
+        p: float = 1.0,
+        seed: int = 0,
+    ):
         super().__init__(p, seed)
         if not 0 <= rate[0] <= rate[1] <= 0.5 or burst < 1 or packet < 0.001:
             raise ValueError(f"need 0 <= rate <= 0.5, burst >= 1, packet >= 1 ms; got {rate}, {burst}, {packet}")
@@ -118,7 +164,7 @@ class PacketLoss(Transform):
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """Lose packets of every recording; each has its own share."""
-        (n, length) = batch.wave.shape
+        n, length = batch.wave.shape
         size = round(self.packet * SAMPLE_RATE)
         lost = np.zeros((n, -(-length // size)), dtype=bool)
         for row, samples, rng in zip(lost, batch.lengths.tolist(), rngs, strict=True):
@@ -128,6 +174,7 @@ class PacketLoss(Transform):
         if not self.conceal:
             gain = (~lost).astype(np.float32)
         packets = torch.nn.functional.pad(batch.wave, (0, -length % size)).view(n, -1, size)
-        source, gain = (torch.from_numpy(x).to(packets.device)[..., None] for x in (source, gain))
-        wave = (packets.gather(1, source.expand_as(packets)) * gain).view(n, -1)[:, :length]
+        source = torch.from_numpy(source).to(packets.device)[..., None].expand_as(packets)
+        gain = torch.from_numpy(gain).to(packets.device)[..., None]
+        wave = (packets.gather(1, source) * gain).view(n, -1)[:, :length]
         return replace(batch, wave=wave * frame_mask(batch.lengths, length))

@@ -10,6 +10,7 @@ __all__ = ['Transform', 'zero_padding', 'fit_length', 'take_rows', 'replace_rows
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def replace_rows(batch: Batch, chosen: Sequence[int], part: Batch) -> Batch:
     return Batch(wave, lengths, labels, batch.utts, fakes)
 
 
-def by_choice(batch: Batch, drawn: Sequence, change: Callable[[Batch, object], Batch]) -> Batch:
+def by_choice(batch: Batch, drawn: Sequence, change: Callable[[Batch, Any], Batch]) -> Batch:
     """Recordings that drew the same go through a change together.
 
     Parameters

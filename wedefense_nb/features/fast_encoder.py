@@ -209,7 +209,7 @@ class DistanceBias(nn.Module):
 
 
 class Gate(nn.Module):
-    """How much a frame minds distance: x (B, F, D) to (B, H, F, 1), between 1 and 3 when fresh.
+    """How much a frame minds distance: x (B, F, D) to (B, H, F, 1), between 1 and 2 when fresh.
 
     Parameters
     ----------

@@ -123,25 +123,26 @@ def aasist_names() -> list[tuple[str, str]]:
 
 # %% ../../nbs/4_models/11_checkpoints.ipynb #d47f7f6c
 LAYOUTS = Registry("kind of checkpoint", "wedefense_nb.models")
-_CLOVA = {"names": aasist_names(), "score": "logit", "seen": (0.9 * 2580, 0.1 * 22800)}
+_CLOVA: dict[str, Any] = {"names": aasist_names(), "score": "logit", "seen": (0.9 * 2580, 0.1 * 22800)}
 LAYOUTS.add("clovaai/aasist", Layout({"name": "aasist", "legacy": True, "samples": 64600}, **_CLOVA))
 LAYOUTS.add("clovaai/aasist-l", Layout({"name": "aasist_l", "legacy": True, "samples": 64600}, **_CLOVA))
 
 # %% ../../nbs/4_models/11_checkpoints.ipynb #2e6cc915
 def _plain(name) -> str:
-    return str(name).lower().replace("-", "_")
+    """Small letters and digits, and the slash: what is left of a name if hyphens and the like do not matter."""
+    return "".join(c for c in str(name).lower() if c.isalnum() or c == "/")
 
 
 def layout_of(kind: str) -> tuple[str, Layout]:
     """The name and layout of a kind of checkpoint, by what people type.
 
-    Upper case, ``-`` for ``_`` and the part before the slash do not matter as long as only one kind can be meant:
-    "AASIST-L" is "clovaai/aasist-l".
+    Capitals, hyphens, underscores, spaces and the part before the slash do not matter as long as only one kind can
+    be meant: "AASIST-L" and "aasist l" are "clovaai/aasist-l".
 
     Raises
     ------
     UnknownName
-        None is meant, or more than one.
+        None is meant (the message lists all there are), or more than one (it lists these).
 
     Examples
     --------
@@ -150,11 +151,12 @@ def layout_of(kind: str) -> tuple[str, Layout]:
     """
     if kind in LAYOUTS:
         return kind, LAYOUTS[kind]
+    typed = _plain(kind)
     meant = []
     for name in LAYOUTS:
         whole = _plain(name)
         short = whole.rpartition("/")[2]
-        if _plain(kind) in (whole, short):
+        if typed in (whole, short):
             meant.append(name)
     if len(meant) != 1:
         raise unknown("kind of checkpoint", kind, meant or LAYOUTS)
@@ -196,7 +198,9 @@ def rename(state: dict[str, Tensor], model: Detector, layout: Layout) -> dict[st
         some = "; ".join(problems[:12])
         more = f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
         detector = layout.detector["name"]
-        raise ValueError(f"the file does not fit {detector}, {len(problems)} problems: {some}{more}")
+        others = [k for k, other in LAYOUTS.items() if other is not layout and other.detector["name"] == detector]
+        hint = f". Other kinds of this detector: {', '.join(others)}" if others else ""
+        raise ValueError(f"the file does not fit {detector}, {len(problems)} problems: {some}{more}{hint}")
     return {name: state[theirs] for theirs, name in ours.items()}
 
 # %% ../../nbs/4_models/11_checkpoints.ipynb #7b2efa5e

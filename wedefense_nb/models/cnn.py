@@ -174,8 +174,8 @@ class ResBlock(nn.Module):
     ----------
     c_in, c_out : int
         Channels.
-    stride : int
-        2 halves both axes, rounded up.
+    stride : int, or (int, int)
+        2 halves both axes, rounded up; a pair is of bands and frames.
 
     Examples
     --------
@@ -186,13 +186,13 @@ class ResBlock(nn.Module):
 
     expansion = 1  # channels out, for each of `c_out`
 
-    def __init__(self, c_in: int, c_out: int, stride: int = 1):
+    def __init__(self, c_in: int, c_out: int, stride: int | tuple[int, int] = 1):
         super().__init__()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
         self.norm1 = MaskedBatchNorm(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         self.norm2 = MaskedBatchNorm(c_out)
-        self.stride = stride
+        self.stride: int = stride if isinstance(stride, int) else stride[1]  # of the frames
         reshapes = stride != 1 or c_in != c_out
         self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if reshapes else None
         self.norm3 = MaskedBatchNorm(c_out) if reshapes else None

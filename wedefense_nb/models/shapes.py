@@ -167,7 +167,7 @@ def shapes(model: Detector, seconds: float = 4.0, layers: bool = True) -> pd.Dat
     """
     modules = _modules(model)
     half = _outputs(model, seconds / 2)
-    rows = {}
+    rows: dict[str, tuple] = {}
     for name, shape in _outputs(model, seconds).items():
         if "." in name and not layers:
             continue

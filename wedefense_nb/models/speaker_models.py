@@ -386,7 +386,6 @@ class BandBlock(ResBlock):
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, stride=(2, 1))
-        self.stride = 1  # of the frames
 
 
 class BandFront(nn.Module):

@@ -142,7 +142,7 @@ LAYOUTS.add("antideepfake", Layout({"name": "ssl_linear", "upstream": _large()},
 # Beginnings of the names under which files keep the upstream
 INSIDE = ("frontend.upstream.upstream.model.", "ssl_model.model.", "m_ssl.model.")
 # Options beside the layout's
-USUAL = {"ssl_antispoofing": {"samples": 64600}, "antideepfake": {"normalize": True}}
+USUAL: dict[str, dict] = {"ssl_antispoofing": {"samples": 64600}, "antideepfake": {"normalize": True}}
 
 
 def load_with_upstream(path, kind: str, upstream, seen: tuple[float, float] | None = None, **options) -> Detector:
@@ -160,11 +160,11 @@ def load_with_upstream(path, kind: str, upstream, seen: tuple[float, float] | No
     ValueError, RuntimeError
         Anything missing, unexpected or misshapen; features on disk.
     """
+    kind, layout = layout_of(kind)  # a wrong kind is told before a large file is read
     state = read_weights(path)
     tuned = _upstream_of(state)
     head_weights = {name: tensor for name, tensor in state.items() if not name.startswith(INSIDE)}
     mix = head_weights.pop("frontend.featurizer.weights", None)
-    kind, layout = layout_of(kind)
     usual = USUAL.get(kind, {})
     if mix is not None:
         usual = usual | {"layers": "weighted"}

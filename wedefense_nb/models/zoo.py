@@ -22,7 +22,7 @@ from ..features.sinc import SincBank
 from ..features.stored import Stored
 from ..features.upstreams import Upstream
 from .detector import DETECTORS, Detector, Paper
-from .shapes import needs_upstream, noise, specimen
+from .shapes import noise, specimen
 
 # %% ../../nbs/4_models/13_zoo.ipynb #b468d256
 ENCODER_SIZES = {"base": BASE, "large": LARGE}  # wav2vec 2.0, HuBERT, XLS-R (300M)
