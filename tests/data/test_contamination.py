@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.data.trees import tree
 from wedefense_nb.data.audio import load, save
 from wedefense_nb.data.contamination import (
+    Fingerprint,
     bit_error,
     contamination,
     content_hash,
@@ -124,6 +125,38 @@ def test_bit_error_is_a_distance_of_bits(seed):
     assert bit_error(p, flipped)[0] == 1.0 and bit_error(p, p, 10_000) == (1.0, 0)
     q = fingerprint(rng.normal(size=12000).astype(np.float32))
     assert bit_error(p, q, 3) == bit_error(q, p, -3)
+
+
+def test_only_frames_that_are_loud_in_both_are_compared():
+    weak = np.zeros((3, 6), np.uint32)
+    a = Fingerprint(np.uint32([0, 0, 0]), np.array([True, True, False]), weak)
+    b = Fingerprint(np.uint32([1, 7, 7]), np.array([True, False, True]), weak)
+    assert bit_error(a, b) == (1 / 32, 1)
+
+
+def test_the_least_certain_bits_are_those_that_noise_turns(waves):
+    turned = []
+    for seed, wave in enumerate(waves[:5]):
+        noise = np.random.default_rng(seed).normal(size=len(wave))
+        clean = fingerprint(wave)
+        noisy = fingerprint(wave + 1e-2 * wave.std() * noise)
+        for bits, masks, loud in zip(clean.words ^ noisy.words, clean.weak, clean.loud, strict=True):
+            among = np.bitwise_or.reduce(masks)
+            assert np.bitwise_count(among) == clean.weak.shape[1]
+            if loud:
+                turned.append((np.bitwise_count(bits & among), np.bitwise_count(bits)))
+    among, every = np.sum(turned, axis=0, dtype=int)
+    assert every > 20 and among / every > 0.8
+
+
+def test_a_pair_needs_enough_speech_in_common(waves):
+    whole = fingerprint(waves[0])
+    loud = np.flatnonzero(whole.loud)
+    start = loud[len(loud) // 2]
+    part = Fingerprint(*(field[start : start + 20] for field in whole))  # a third of a second
+    assert near_pairs([whole], [part]).empty
+    found = near_pairs([whole], [part], shortest=0.1)
+    assert found.bit_error.tolist() == [0.0] and found["shift"].tolist() == pytest.approx([start * 0.016])
 
 
 def test_silence_and_clicks_match_nothing(prints):

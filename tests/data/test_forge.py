@@ -136,6 +136,16 @@ def test_plan_keeps_its_shares_and_donors_are_of_the_same_speaker_and_split(samp
     assert set(none.kind) == {"full"} and len(none) == 2 * len(u)
 
 
+def test_words_are_not_taken_from_another_split(samples):
+    bona = samples.subset(label="bonafide", kind="full")
+    one_voice = Manifest(bona.utterances.assign(speaker="one"), bona.segments, bona.root)
+    jobs = plan(one_voice, ["lpc"], partial=0, spliced=1.0, seed=0)
+    split = one_voice.utterances.set_index("utt").split
+    spliced = jobs[jobs.kind == "spliced"]
+    assert len(spliced) == len(one_voice) and len(set(split)) == 3
+    assert split[spliced.donor].tolist() == split[spliced.source].tolist()
+
+
 @pytest.fixture(scope="module")
 def forged(source, tmp_path_factory):
     return forge(source, tmp_path_factory.mktemp("f") / "out", ["lpc", "gl_mel"], partial=0.5, spliced=0.6, seed=1)

@@ -241,6 +241,20 @@ def test_a_large_buffer_shuffles_across_shards(packed):  # pitfall 52
     assert all(len({number[u] for u in o[:7]}) > 1 for o in orders)
 
 
+def test_the_order_of_shards_is_drawn_from_seed_and_epoch(packed):
+    shard = dict(zip(packed.utterances.utt, packed.utterances.path, strict=True))
+
+    def order(**draw):
+        """Shards in the order in which they come, without a buffer to mix them."""
+        return tuple(
+            dict.fromkeys(shard[x["key"]] for x in ShardStream(packed.root, 1, buffer=1, **draw).order(0, 1))
+        )
+
+    assert order(seed=1, epoch=2) == order(seed=1, epoch=2)
+    assert len({order(seed=seed) for seed in range(8)}) > 2
+    assert len({order(epoch=epoch) for epoch in range(8)}) > 2
+
+
 @pytest.mark.parametrize("scheme", ["", "file:", "pipe:cat "])
 def test_any_address_that_webdataset_opens(packed, scheme, tmp_path):
     urls = [f"{scheme}{p}" for p in sorted(packed.root.glob("*.tar"))]

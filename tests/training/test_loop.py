@@ -128,6 +128,28 @@ def test_where_there_is_nothing_to_learn_weights_shrink_by_rate_times_decay(spli
         assert torch.allclose(p, before[name] * left, rtol=1e-4, atol=1e-7), name
 
 
+class Fixed(Detection):
+    """A loss whose gradient is the same in each step."""
+
+    def forward(self, batch, epoch=0, progress=1.0):
+        return self.model.head.out.weight.sum()
+
+
+def test_each_step_has_a_gradient_of_its_own(splits, tmp_path, monkeypatch):
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        seen.append(max(float(g.abs().max()) for g in gradients))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    config = dataclasses.replace(QUICK, epochs=1, clip=1e9)
+    fit(small(), *splits, config, Fixed, out=tmp_path)
+    assert seen == pytest.approx([1.0] * steps_of(splits[0], QUICK))
+
+
 def test_gradients_are_clipped(splits, tmp_path, monkeypatch):  # pitfall 56
     norms = []
     step = torch.optim.AdamW.step
