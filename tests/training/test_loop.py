@@ -383,6 +383,38 @@ def test_seed_changes_the_result_and_nothing_else_does(whole, splits, tmp_path):
     assert not torch.equal(weights(other.model), weights(whole.model))
 
 
+class Draws(Detection):
+    """Notes a random number and the recordings of each training step."""
+
+    def __init__(self, model, config, policy):
+        super().__init__(model, config, policy)
+        self.numbers = []
+        self.utts = []
+
+    def forward(self, batch, epoch=0, progress=1.0):
+        if self.training:
+            self.numbers.append(float(torch.rand(1)))
+            self.utts.append(tuple(batch.utts))
+        return super().forward(batch, epoch, progress)
+
+
+def drawn(splits, out, seed):
+    """What the steps of an epoch drew."""
+    made = []
+    config = dataclasses.replace(QUICK, epochs=1, seed=seed)
+    fit(small(), *splits, config, lambda *given: made.append(Draws(*given)) or made[0], out=out)
+    return made[0]
+
+
+def test_steps_draw_dropout_and_batches_from_the_seed(splits, tmp_path):
+    one = drawn(splits, tmp_path / "one", seed=1)
+    again = drawn(splits, tmp_path / "again", seed=1)
+    other = drawn(splits, tmp_path / "other", seed=2)
+    assert one.numbers == again.numbers and one.utts == again.utts
+    assert len(set(one.numbers)) == len(one.numbers) > 3  # no step repeats another's dropout
+    assert set(one.numbers).isdisjoint(other.numbers) and one.utts != other.utts
+
+
 def test_interrupted_run_by_seconds_equals_an_uninterrupted_one(splits, tmp_path):
     """Epochs have different numbers of batches here, and augmentation draws for each."""
     change = {"crop": None, "batch_seconds": 4.0, "epochs": 4, "workers": 1, "augment": "band+specaugment"}
