@@ -384,24 +384,26 @@ def test_seed_changes_the_result_and_nothing_else_does(whole, splits, tmp_path):
 
 
 class Draws(Detection):
-    """Notes a random number and the recordings of each training step."""
+    """Notes a random number, the recordings and the classes of each training step."""
 
     def __init__(self, model, config, policy):
         super().__init__(model, config, policy)
         self.numbers = []
         self.utts = []
+        self.labels = []
 
     def forward(self, batch, epoch=0, progress=1.0):
         if self.training:
             self.numbers.append(float(torch.rand(1)))
+            self.labels += batch.labels.tolist()
             self.utts.append(tuple(batch.utts))
         return super().forward(batch, epoch, progress)
 
 
-def drawn(splits, out, seed):
+def drawn(splits, out, **change):
     """What the steps of an epoch drew."""
     made = []
-    config = dataclasses.replace(QUICK, epochs=1, seed=seed)
+    config = dataclasses.replace(QUICK, epochs=1, **change)
     fit(small(), *splits, config, lambda *given: made.append(Draws(*given)) or made[0], out=out)
     return made[0]
 
@@ -413,6 +415,22 @@ def test_steps_draw_dropout_and_batches_from_the_seed(splits, tmp_path):
     assert one.numbers == again.numbers and one.utts == again.utts
     assert len(set(one.numbers)) == len(one.numbers) > 3  # no step repeats another's dropout
     assert set(one.numbers).isdisjoint(other.numbers) and one.utts != other.utts
+
+
+def test_both_classes_come_equally_often_if_that_is_asked_for(splits, tmp_path):
+    train, dev = splits
+    spoofs = train.utterances.utt[train.utterances.label == "spoof"].tolist()
+    rare = train.subset(utt=train.utterances.utt[train.utterances.label == "bonafide"].tolist() + spoofs[:2])
+    share = {}
+    for balance in (True, False):
+        made = drawn((rare, dev), tmp_path / str(balance), balance=balance, crop_label="keep")
+        share[balance] = np.mean(made.labels)
+    assert share[True] == pytest.approx(0.5, abs=0.1)
+    assert share[False] == (rare.utterances.label == "bonafide").mean() > 0.7
+
+
+def test_a_model_in_evaluation_mode_is_trained_like_any(whole, splits, tmp_path):
+    assert same_result(fit(small().eval(), *splits, QUICK, out=tmp_path), whole)
 
 
 def test_interrupted_run_by_seconds_equals_an_uninterrupted_one(splits, tmp_path):
