@@ -104,11 +104,9 @@ def test_gate_is_the_test_command():
 def test_the_site_shows_every_page_in_the_order_of_the_book():
     site = yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]
     pages = [page for entry in site for page in (entry["contents"] if isinstance(entry, dict) else [entry])]
-    there = {
-        p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if "runs" not in p.parts
-    }
-    there |= {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.md")}
-    assert len(pages) == len(set(pages)) and set(pages) == {p for p in there if ".ipynb_checkpoints" not in p}
+    found = [p.relative_to(ROOT / "nbs") for pattern in ("*.ipynb", "*.md") for p in (ROOT / "nbs").rglob(pattern)]
+    there = {p.as_posix() for p in found if not {"runs", ".ipynb_checkpoints"} & set(p.parts)}
+    assert len(pages) == len(set(pages)) and set(pages) == there
     chapters = [page for page in pages if re.match(r"\d_\w+/\d\d_", page)]
     assert chapters == sorted(chapters) and len(chapters) == len(CHAPTER_OF)
     assert os.path.samefile(ROOT / "nbs/_quarto.yml", ROOT / "_quarto.yml")
