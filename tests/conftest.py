@@ -65,9 +65,9 @@ def lent(monkeypatch):
     """`lent(registry)`: what a test registers there is forgotten after it."""
 
     def lend(registry):
-        for name in ("_found", "_owners", "_papers"):
-            if hasattr(registry, name):
-                monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+        for name, table in vars(registry).items():
+            if isinstance(table, dict):
+                monkeypatch.setattr(registry, name, dict(table))
         return registry
 
     return lend

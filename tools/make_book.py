@@ -4,6 +4,7 @@ Written are the cell that begins with the mark below in each part's opening page
 sidebar in `_quarto.yml`. With --check nothing is written, and the exit code says whether anything is out of step.
 """
 
+import functools
 import os
 import re
 import sys
@@ -28,6 +29,7 @@ def number(path: Path) -> str:
     return f"{path.parent.name[0]}.{int(path.name[:2])}"
 
 
+@functools.cache
 def facts(path: Path) -> dict:
     """What the first two cells of a chapter say of it: title, subtitle, minutes."""
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells[:2])
@@ -74,9 +76,9 @@ def weekend_table() -> str:
 def book_table() -> str:
     """All parts and chapters."""
     text = [MARK, "", "| part | chapters |", "|---|---|"]
-    for part, facts_ in BOOK["parts"].items():
+    for part, about in BOOK["parts"].items():
         links = " · ".join(link(path, NBS) for path in chapters(part))
-        text.append(f"| [{part[0]} {facts_['title']}]({part}/index.ipynb) | {links} |")
+        text.append(f"| [{part[0]} {about['title']}]({part}/index.ipynb) | {links} |")
     recipes = " · ".join(f"[{p.stem}](recipes/{p.name})" for p in sorted((NBS / "recipes").glob("*.ipynb")))
     return "\n".join([*text, f"| Recipes | {recipes} |"])
 
@@ -84,8 +86,8 @@ def book_table() -> str:
 def sidebar() -> str:
     """The sidebar of the site, as lines of _quarto.yml."""
     lines = ["      - index.ipynb"]
-    for part, facts_ in BOOK["parts"].items():
-        lines += [f"      - section: {facts_['title']}", "        contents:"]
+    for part, about in BOOK["parts"].items():
+        lines += [f"      - section: {about['title']}", "        contents:"]
         lines += [f"          - {part}/index.ipynb"]
         lines += [f"          - {path.relative_to(NBS).as_posix()}" for path in chapters(part)]
     lines += ["      - section: Recipes", "        contents:"]
@@ -113,7 +115,7 @@ def made() -> dict[Path, str]:
         files[NBS / part / "index.ipynb"] = with_tables(NBS / part / "index.ipynb", [part_table(part)])
     quarto = ROOT / "_quarto.yml"
     pattern = r"(?<=    contents:\n)(?:      .*\n)+(?=\nformat:)"
-    files[quarto] = re.sub(pattern, sidebar().replace("\\", r"\\") + "\n", quarto.read_text(), count=1)
+    files[quarto] = re.sub(pattern, lambda _: sidebar() + "\n", quarto.read_text(), count=1)
     return files
 
 

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+from make_book import MARK
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
@@ -28,7 +29,7 @@ def readme() -> dict[Path, bytes]:
         picture = PICTURES / f"readme_{i}.png"
         text = text.replace(f"![png]({name})", f"![figure {i + 1}]({picture.as_posix()})")
         files[picture] = data
-    text = re.sub(r"<!-- made by `make book` -->\n+", "", LINK.sub(seen_from_root, text))
+    text = re.sub(rf"{re.escape(MARK)}\n+", "", LINK.sub(seen_from_root, text))
     text = re.sub(r"\n{3,}", "\n\n", text)
     return files | {Path("README.md"): f"{FIRST}\n\n{text.strip()}\n".encode()}
 

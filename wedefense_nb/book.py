@@ -184,12 +184,13 @@ def _draw_map(ax, names: dict, curves: dict, notes: dict, filled) -> None:
     import textwrap
 
     lines = {key: textwrap.wrap(notes.get(key, ""), 58) for key in names}
+    notes_at = 0.9 + 0.2 * max(map(len, names.values()))  # beside the longest name
     at = {}
     y = 0.0
     for key in names:
-        y -= max(1.0, 0.55 * len(lines[key]) + 0.4) / 2
-        at[key] = y
-        y -= max(1.0, 0.55 * len(lines[key]) + 0.4) / 2
+        half = max(1.0, 0.55 * len(lines[key]) + 0.4) / 2
+        at[key] = y - half
+        y -= 2 * half
     most = max(curves.values(), default=1)
     turn = np.linspace(0, np.pi, 60)
     for (a, b), n in sorted(curves.items(), key=lambda item: at[item[0][1]] - at[item[0][0]], reverse=True):
@@ -202,20 +203,9 @@ def _draw_map(ax, names: dict, curves: dict, notes: dict, filled) -> None:
         face = COLORS["bonafide"] if key in filled else "white"
         ax.plot(0.15, at[key], "o", ms=8, mfc=face, mec=COLORS["bonafide"], zorder=3)
         ax.text(0.5, at[key], name, va="center", fontsize=10)
-        ax.text(
-            0.9 + 0.2 * max(map(len, names.values())),
-            at[key],
-            "\n".join(lines[key]),
-            va="center",
-            fontsize=7.5,
-            color="#6a6a6a",
-        )
+        ax.text(notes_at, at[key], "\n".join(lines[key]), va="center", fontsize=7.5, color="#6a6a6a")
     left = 0.4 + 0.3 * max((at[b] - at[a] for a, b in curves), default=1)
-    right = (
-        0.9
-        + 0.2 * max(map(len, names.values()))
-        + 0.115 * max(len(x) for text in lines.values() for x in text or [""])
-    )
+    right = notes_at + 0.115 * max(len(x) for text in lines.values() for x in text or [""])
     ax.set(xlim=(-left, right), ylim=(y, 0.2))
     ax.figure.set_size_inches(0.42 * (left + right), 0.32 * -y)
     ax.axis("off")

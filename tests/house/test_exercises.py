@@ -7,18 +7,17 @@ This is where `make test` executes the chapters; nbdev-test executes what has no
 import json
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
 
-from tests.conftest import GOLDEN_DIR, ROOT
+from tests.conftest import GOLDEN_DIR
+from tests.house.house import CHAPTERS, each_chapter, name_of
 
 SOLUTIONS = json.loads((GOLDEN_DIR / "solutions.json").read_text())
-CHAPTERS = sorted(p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in ROOT.glob("nbs/*/[0-9]*.ipynb"))
 WRONG = "-12345.678"
 
 
 def test_every_chapter_has_three_solved_exercises():
-    assert sorted(SOLUTIONS) == CHAPTERS
+    assert sorted(SOLUTIONS) == [name_of(path) for path in CHAPTERS]
     assert all(len(answers) == 3 for answers in SOLUTIONS.values())
 
 
@@ -26,9 +25,9 @@ def text_of(cell) -> str:
     return "".join(str(o.get("data", {}).get("text/plain", "")) for o in cell.outputs)
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_exercises(chapter):
-    path = ROOT / "nbs" / f"{chapter}.ipynb"
+@each_chapter
+def test_exercises(path):
+    chapter = name_of(path)
     nb = nbformat.read(path, as_version=4)
     exercises = [i for i, c in enumerate(nb.cells) if c.cell_type == "code" and "answer = ..." in c.source]
     after = [i for i, c in enumerate(nb.cells) if c.cell_type == "code" and i >= exercises[0]]

@@ -19,7 +19,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from .audio import SOUNDS, AudioError, info
+from .audio import SAMPLE_RATE, SOUNDS, AudioError, info
 from .manifest import SEGMENTS, Manifest
 from ..files import atomic, cache_dir
 from ..registry import Registry
@@ -318,7 +318,7 @@ def _cut(listing: Listing, u: pd.DataFrame) -> tuple[pd.DataFrame, list]:
     duration = s.utt.astype(object).map(durations)  # NaN: of no utterance, or nobody has looked
     known = s.utt.astype(object).isin(set(durations))
     over = s.end - duration
-    bad = s[over > max(listing.slack, 1 / 16000)]
+    bad = s[over > max(listing.slack, 1 / SAMPLE_RATE)]
     problems = []
     for r in bad.itertuples():
         problems.append(("segments", r.utt, f"segment to {r.end:.3f} s, recording of {duration[r.Index]:.3f} s"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .audio import SOUNDS, info
+from .audio import SAMPLE_RATE, SOUNDS, info
 from ..registry import unknown
 from ..task import LABELS
 
@@ -82,7 +82,7 @@ def _utterance_problems(u: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     yield "sample rate is not positive", u[(u.sample_rate <= 0) & ~unread]
 
 # %% ../../nbs/1_data/02_manifest.ipynb #f46d8078
-_TOLERANCE = 1 / 16000  # s: times are rounded, by a sample at most
+_TOLERANCE = 1 / SAMPLE_RATE  # s: times are rounded, by a sample at most
 
 
 def _segment_problems(u: pd.DataFrame, s: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -366,19 +366,15 @@ def _flat(parameters: dict) -> dict:
 
 def _refuse_others(folder: Path, recipe: Path, values: dict) -> None:
     """ValueError if the folder holds a run of this recipe with other parameters."""
+    from wedefense_nb.training.loop import refuse_changes
+
     noted = folder / "params.yaml"
     if not (noted.is_file() and (folder / recipe.name).is_file()):
         return
     defaults = {name: p["default"] for name, p in _literals(recipe).items()}
     now = _flat(defaults | values)
     before = _flat(yaml.safe_load(noted.read_text()))
-    changed = []
-    for name in before | now:
-        if before.get(name) != now.get(name):
-            changed.append(f"{name}: {before.get(name)!r} before, {now.get(name)!r} now")
-    if changed:
-        what = f"{folder} holds a run with other parameters ({'; '.join(changed)})"
-        raise ValueError(f"{what}: choose another folder or delete it")
+    refuse_changes(folder, "parameters", before, now, before | now)
 
 # %% ../../nbs/5_training/05_recipes.ipynb #16bd9609
 def run_recipe(name: str, values: dict, stream: bool = True) -> Path:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ..cli import app
+from ..cli import app, named_values
 
 # %% ../../../nbs/9_use/06_data.ipynb #0fbc59c6
 @app.command(epilog="Example: `wedefense-nb corpora localization`")
@@ -58,13 +58,7 @@ def _parser_options(pairs: list[str]) -> dict:
     """Values as YAML reads them, of texts NAME=VALUE."""
     import yaml
 
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise ValueError(f"option {pair!r} has no value: write -o {name or 'NAME'}=VALUE")
-        options[name] = yaml.safe_load(value)
-    return options
+    return {name: yaml.safe_load(value) for name, value in named_values(pairs, "option", "-o")}
 
 # %% ../../../nbs/9_use/06_data.ipynb #a2c29ee5
 @app.command(epilog="Example: `wedefense-nb prepare asvspoof2019_la /data/LA manifests/la`")
