@@ -7,7 +7,6 @@ __all__ = ['Mixed', 'ssl_front', 'portable', 'SSLDetector', 'register_ssl', 'ass
            'WedefenseFront', 'ssl_mhfa', 'window_max', 'SLSPool', 'ssl_sls']
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #833a0483
-import inspect
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from ..data.batches import frame_mask
 from ..features.normalisation import cmvn, legacy_cmvn
 from ..features.stored import Stored
 from ..features.upstreams import LayerMix, Upstream
-from .detector import DETECTORS, Detector, Paper, arxiv
+from .detector import DETECTORS, Detector, Paper, arxiv, defaults_of
 from .layers import Identity, MaskedBatchNorm, make_pool, time_shares
 from .losses import Head, NormHead, SoftmaxHead
 
@@ -102,11 +101,6 @@ def portable(front: nn.Module) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(front.config)))  # lists for tuples, as YAML gives them back
 
 # %% ../../nbs/4_models/08_ssl_backends.ipynb #628121f4
-def _defaults(function: Callable) -> dict[str, Any]:
-    """Names and defaults of a function's parameters."""
-    return {p.name: p.default for p in inspect.signature(function).parameters.values()}
-
-
 class SSLDetector:
     """A back end as an entry of `DETECTORS`: its options are those of `ssl_front` and its own.
 
@@ -128,13 +122,13 @@ class SSLDetector:
     @property
     def options(self) -> dict[str, Any]:
         """Names and defaults of all options."""
-        of_front = _defaults(ssl_front) | {"upstream": None, "layers": "all" if self.stacked else "last"}
-        own = {name: value for name, value in _defaults(self.function).items() if name != "front"}
+        of_front = defaults_of(ssl_front) | {"upstream": None, "layers": "all" if self.stacked else "last"}
+        own = {name: value for name, value in defaults_of(self.function).items() if name != "front"}
         return of_front | own
 
     def __call__(self, **options) -> Detector:
         options = self.options | options
-        front = ssl_front(**{name: options.pop(name) for name in _defaults(ssl_front)})
+        front = ssl_front(**{name: options.pop(name) for name in defaults_of(ssl_front)})
         if front.stacked != self.stacked:
             raise ValueError(self._misfit(front))
         model = self.function(front, **options)

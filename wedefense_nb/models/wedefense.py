@@ -12,7 +12,15 @@ from ..features.fast_encoder import fast_weights
 from ..features.pretrained import is_encoder
 from ..features.spectra import Fbank
 from ..features.upstreams import Upstream
-from .checkpoints import LAYOUTS, Layout, aasist_names, layout_of, load_tensors, read_weights
+from wedefense_nb.models.checkpoints import (
+    LAYOUTS,
+    SEEN_2019,
+    Layout,
+    aasist_names,
+    layout_of,
+    load_tensors,
+    read_weights,
+)
 from .cnn import LCNN, ResNet
 from .detector import Detector, arxiv, build, register
 from .layers import StatsPool
@@ -133,7 +141,7 @@ _TAK = Layout(
     _graph_names(),
     bonafide=BONAFIDE,
     score="logit",
-    seen=(0.9 * 2580, 0.1 * 22800),
+    seen=SEEN_2019,
 )
 LAYOUTS.add("ssl_antispoofing", _TAK)
 LAYOUTS.add("antideepfake", Layout({"name": "ssl_linear", "upstream": _large()}, [("head.out", "proj_fc")]))
