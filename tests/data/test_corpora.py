@@ -55,6 +55,26 @@ def test_a_corpus_of_ones_own_is_one_function(tmp_path, lent):
     assert len(prepare("mine", tmp_path, strict=True)) == 1 and "mine" in CORPORA
 
 
+@pytest.mark.parametrize(("n", "said"), [(5, False), (4, True), (3, True), (2, False), (6, True)])
+def test_a_list_that_is_nearly_whole_does_not_pass_for_one(tmp_path, lent, n, said):
+    """Of five published trials: fewer than half are a sample, and meant to be one."""
+    lent(CORPORA)
+    utts = [f"u{i}" for i in range(n)]
+
+    @parser("mine", title="", task="detection", licence="", url="", good_for="", published={("eval", B): 5})
+    def mine(root):
+        empty = dict.fromkeys(("speaker", "attack", "codec"), "")
+        paths = [f"{utt}.flac" for utt in utts]
+        return Listing(pd.DataFrame({"utt": utts, "path": paths, "label": B, "split": "eval", **empty}), root)
+
+    _, problems = survey("mine", tmp_path, files=False)
+    assert list(problems.problem) == ["counts"] * said
+    if said:
+        assert problems.detail[0] == f"eval bonafide: published 5, found {n}"
+        with pytest.raises(CorpusError, match="counts"):
+            prepare("mine", tmp_path, strict=True, files=False)
+
+
 def damaged(tmp_path):
     root = tree("asvspoof2019_la", tmp_path) / "LA"
     flac = root / "ASVspoof2019_LA_train/flac"

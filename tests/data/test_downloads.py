@@ -93,7 +93,7 @@ def test_wrong_content_and_missing_files_leave_nothing(server, tmp_path):
         fetch(A, tmp_path, "http://127.0.0.1:9", tries=2)
 
 
-def test_corpus_is_unpacked_once_and_safely(server, tmp_path, monkeypatch):
+def test_corpus_is_unpacked_once_and_safely(server, tmp_path, monkeypatch, capsys):
     tar = io.BytesIO()
     zipped = io.BytesIO()
     bad = io.BytesIO()
@@ -113,6 +113,7 @@ def test_corpus_is_unpacked_once_and_safely(server, tmp_path, monkeypatch):
     names = ("t.tar.gz", "z.zip", "l.txt")
     monkeypatch.setitem(ARCHIVES, "x", [Archive(n, "http://127.0.0.1:9/" + n) for n in names])
     table = download("x", tmp_path / "c", server.mirror)
+    assert capsys.readouterr().err.count("no checksum is published") == 3
     assert table.unpacked.tolist() == [True, True, False] and set(table.checksum) == {"not published"}
     assert (tmp_path / "c/x/list.txt").is_file() and (tmp_path / "c/y/list.txt").is_file()
     assert not download("x", tmp_path / "c", server.mirror).unpacked.any() and len(server.asked) == 3

@@ -156,6 +156,24 @@ def test_segments_beyond_their_recordings_are_named_in_every_split(tmp_path):
     assert set(m.utterances.utt) == {"LA_T_9497115", "CON_T_0000030", "LA_E_2834763"} and m.segments.empty
 
 
+def test_segments_with_a_hole_or_without_an_end_are_set_aside(tmp_path):
+    root = tree("partialspoof", tmp_path)
+    file = root / "database/train/con_data/rttm_2cls_0sil"
+    lines = [line.split() for line in file.read_text().splitlines()]
+    of_one = [line for line in lines if line[1] == "CON_T_0000029"]
+    assert [line[7] for line in of_one] == ["spoof", "bonafide"]
+    late = [*of_one[0][:3], "0.200", "0.313", *of_one[0][5:]]
+    shorter, cut = ([*line[:4], "0.300", *line[5:]] for line in of_one)
+    for kept in ([late, of_one[1]], [shorter, of_one[1]], [of_one[0], cut]):  # holes
+        others = [line for line in lines if line[1] != "CON_T_0000029"]
+        file.write_text("".join(" ".join(line) + "\n" for line in [*kept, *others]))
+        m, problems = survey("partialspoof", root)
+        assert problems.path.tolist() == ["CON_T_0000029"] and "do not cover it" in problems.detail[0]
+        assert "CON_T_0000029" not in set(m.utterances.utt) | set(m.segments.utt) and len(m) == 4
+    with pytest.raises(CorpusError, match="do not cover it"):
+        prepare("partialspoof", root, strict=True)
+
+
 def test_fake_periods_are_cut_at_the_end_and_may_touch(tmp_path):
     clip = {"file": "train/1.mp4", "duration": 2.0, "modify_video": False, "modify_audio": True, "split": "train"}
     clips = [clip | {"fake_periods": [[1.5, 2.5], [0.0, 0.5], [0.5, 0.7]]}]

@@ -79,6 +79,7 @@ def test_requirements_are_the_packages_that_are_meant():  # pitfall 64
         "papermill": "papermill.execute_notebook", "nbconvert": "nbconvert.HTMLExporter",
         "ipykernel": "ipykernel.kernelapp.IPKernelApp", "tensorboard": "tensorboard.version.VERSION",
         "webdataset": "webdataset.WebDataset", "pyworld-prebuilt": "pyworld.synthesize",
+        "braceexpand": "braceexpand.braceexpand",
         "pyroomacoustics": "pyroomacoustics.ShoeBox", "s3prl": "s3prl.upstream.wav2vec2.hubconf",
         "filelock": "filelock.FileLock", "omegaconf": "omegaconf.OmegaConf",
         "transformers": "transformers.Wav2Vec2Model", "nbdev": "nbdev.export.nb_export",

@@ -183,6 +183,16 @@ def test_wrong_weights_do_not_load_silently(tmp_path):  # pitfall 45
         save_model(Detector(Fbank(), build("bands").backbone, StatsPool(), 4), tmp_path)
 
 
+def test_a_configuration_may_not_ask_for_more_than_its_weights_fill(tmp_path):
+    save_model(build("bands", n_mels=20, embed_dim=4), tmp_path)
+    (tmp_path / "config.yaml").write_text("name: bands\nn_mels: 20\nembed_dim: 600000\n")
+    with pytest.raises(ValueError, match="config.yaml: builds no detector .*far more weights"):
+        load_model(tmp_path)
+    (tmp_path / "config.yaml").write_text("name: bands\nn_mels: 20\nembed_dim: 5\n")
+    with pytest.raises(RuntimeError, match="the weights do not fit config.yaml"):
+        load_model(tmp_path)
+
+
 def test_weights_must_be_all_there(tmp_path):  # pitfall 45
     from safetensors.torch import load_file, save_file
 

@@ -289,6 +289,22 @@ def test_sls_is_its_formula():
         assert torch.allclose(pool(x, frames)[i], features.flatten(), atol=1e-5)
 
 
+def test_sls_alone_and_in_a_batch_differ_by_the_rounding_of_its_long_sum():
+    """The pooled vectors agree to the last bits; the embedding adds up 17,050 products in another order."""
+    model = build("ssl_sls", upstream={"stored": {"dim": 1024, "states": 3}}).eval()
+    linear = model.embedding[0]
+    assert linear.in_features == 50 * (1024 // 3)
+    x = 100 * torch.randn(2, 3, 160, 1024)
+    frames = torch.tensor([160, 90])
+    with torch.no_grad():
+        pooled = model.pool(x, frames)
+        for i, n in enumerate(frames.tolist()):
+            alone = model.pool(x[i : i + 1, :, :n], frames[i : i + 1])
+            assert torch.allclose(pooled[i], alone[0], rtol=1e-6, atol=1e-6 * float(pooled.abs().max()))
+            terms = linear.weight.abs() @ pooled[i].abs()  # what the sum adds up, without signs
+            assert ((linear(pooled)[i] - linear(alone)[0]).abs() < 2e-7 * terms).all()
+
+
 def test_legacy_windows_are_those_of_three_frames():
     torch.manual_seed(0)
     legacy = SLSPool(6, rows=5, legacy=True).eval()

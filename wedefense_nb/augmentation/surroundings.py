@@ -7,6 +7,7 @@ __all__ = ['SOURCE_KINDS', 'FOLDERS', 'SNRS', 'read_sources', 'of_kind', 'find_s
            'read_stretch', 'AddNoise', 'reverberate', 'Reverb']
 
 # %% ../../nbs/3_augmentation/05_surroundings.ipynb #c57c8756
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -23,6 +24,7 @@ from .transforms import Transform, keep_level, mix
 from ..data.audio import SAMPLE_RATE, AudioInfo, decode, info, resample
 from ..data.batches import Batch, frame_mask
 from ..data.manifest import Manifest
+from ..untrusted import read_text
 
 # %% ../../nbs/3_augmentation/05_surroundings.ipynb #020f7ce6
 SOURCE_KINDS = ("noise", "music", "speech", "rir")
@@ -60,7 +62,11 @@ def read_sources(table) -> pd.DataFrame:
         return _checked(table.utterances.rename(columns={"utt": "id"}), table.root, "the manifest of sources")
     if not Path(table).is_file():
         raise FileNotFoundError(f"{table}: no such table of sources; find_sources(folder) makes one")
-    return _checked(pd.read_csv(table, dtype={"id": str, "path": str}), Path(table).parent, table)
+    try:
+        found = pd.read_csv(io.StringIO(read_text(table)), dtype={"id": str, "path": str})
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{table}: not a table ({str(error).strip()})") from None
+    return _checked(found, Path(table).parent, table)
 
 # %% ../../nbs/3_augmentation/05_surroundings.ipynb #0019ad02
 def _checked(table: pd.DataFrame, root: Path, name) -> pd.DataFrame:

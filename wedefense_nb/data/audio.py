@@ -14,7 +14,7 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -67,14 +67,22 @@ def _is_mp3(head: bytes) -> bool:
     return len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
 
 
-class _Content(io.BytesIO):
-    """Bytes as a file; a broken header may ask for a place before the beginning, and is refused quietly."""
+class _QuietSeek:
+    """A file; a broken header may ask for a place before the beginning, and is refused quietly."""
 
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
-            return super().seek(offset, whence)
-        except (ValueError, OverflowError):
-            return self.tell()
+            return super().seek(offset, whence)  # type: ignore[misc]
+        except (ValueError, OverflowError, OSError):
+            return self.tell()  # type: ignore[attr-defined]
+
+
+class _Content(_QuietSeek, io.BytesIO):
+    """Bytes as a file."""
+
+
+class _OnDisk(_QuietSeek, io.FileIO):
+    """A file on disk."""
 
 
 def _open_soundfile(source: Path | bytes) -> sf.SoundFile | None:
@@ -103,12 +111,16 @@ def _check_rate(path, rate: int) -> None:
         )
 
 # %% ../../nbs/1_data/01_audio.ipynb #afb77145
+def _as_file(source: Path | bytes) -> BinaryIO:
+    """Bytes, or what is in a file, to read from."""
+    return _Content(source) if isinstance(source, bytes) else _OnDisk(source)
+
+
 @contextlib.contextmanager
 def _open_av(path, source: Path | bytes) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
     """A container and its first audio stream; whatever FFmpeg dislikes becomes an `AudioError` about `path`."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
-        with av.open(file) as container:
+        with _as_file(source) as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
             if not container.streams.audio:
                 raise AudioError(f"{path}: holds no audio stream")
             stream = container.streams.audio[0]

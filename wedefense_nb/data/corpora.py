@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CORPORA', 'FILE_KEY', 'FACTS', 'CorpusError', 'CorpusWarning', 'Corpus', 'Corpora', 'parser', 'Listing', 'scan',
-           'cache_file', 'read_headers', 'survey', 'prepare', 'counts', 'verdict']
+           'cache_file', 'read_headers', 'counts', 'verdict', 'survey', 'prepare']
 
 # %% ../../nbs/1_data/03_corpora.ipynb #a1ea391b
 import os
@@ -20,7 +20,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from .audio import SAMPLE_RATE, SOUNDS, AudioError, info
-from .manifest import SEGMENTS, Manifest
+from .manifest import SEGMENTS, Manifest, odd_times
 from ..files import atomic, cache_dir
 from ..registry import Registry
 
@@ -120,6 +120,9 @@ class Listing:
         Paths of recordings that belong to the corpus but are no trials.
     slack : float
         Seconds by which rounded segment times may exceed the recording; they are cut.
+    tiles : pandas.DataFrame, optional
+        Where the corpus gives segments for every recording, from its beginning to its end: all of them, also those
+        of recordings that are of one class.
     problems : list of (problem, path, detail)
     """
 
@@ -130,6 +133,7 @@ class Listing:
     also: Sequence[str] = ()
     slack: float = 0.0
     problems: list = field(default_factory=list)
+    tiles: pd.DataFrame | None = None
 
 # %% ../../nbs/1_data/03_corpora.ipynb #ab790161
 FILE_KEY = ["path", "size", "mtime"]
@@ -296,135 +300,6 @@ def read_headers(root, files: pd.DataFrame, cache=None, workers: int = 8) -> pd.
     table = files[["path"]].merge(found, how="left", on="path")
     return table.fillna({"error": ""})[[*FACTS, "error"]]
 
-# %% ../../nbs/1_data/03_corpora.ipynb #dcc0b42c
-def _listed(name: str, root, options: dict) -> Listing:
-    """What the lists of a corpus say; an error if that is nothing, or twice the same."""
-    listing = CORPORA[name].read(Path(root), **options)
-    double = listing.utterances.utt[listing.utterances.utt.duplicated()]
-    if len(double):
-        some = ", ".join(double[:5])
-        raise CorpusError(f"{root}: {len(double)} utterances of {name} are listed twice ({some})")
-    if len(listing.utterances) == 0:
-        raise CorpusError(f"{root}: the lists of {name} are here, but empty")
-    return listing
-
-
-def _cut(listing: Listing, u: pd.DataFrame) -> tuple[pd.DataFrame, list]:
-    """Segments cut to their recordings; problems are those that lie outside by more than `slack`."""
-    s = listing.segments.reset_index(drop=True)
-    if s.empty:
-        return s, []
-    durations = dict(zip(u.utt, u.duration.astype(float), strict=True))
-    duration = s.utt.astype(object).map(durations)  # NaN: of no utterance, or nobody has looked
-    known = s.utt.astype(object).isin(set(durations))
-    over = s.end - duration
-    bad = s[over > max(listing.slack, 1 / SAMPLE_RATE)]
-    problems = []
-    for r in bad.itertuples():
-        problems.append(("segments", r.utt, f"segment to {r.end:.3f} s, recording of {duration[r.Index]:.3f} s"))
-    s = s.assign(end=s.end.mask(over > 0, duration))
-    return s[known & ~s.utt.isin(bad.utt) & (s.start < s.end)], problems
-
-# %% ../../nbs/1_data/03_corpora.ipynb #8142f45e
-def _on_disk(listing: Listing, durations: bool, cache, workers: int) -> tuple[pd.DataFrame, list]:
-    """Utterances whose recordings are there, with durations, and problems."""
-    suffixes = SOUNDS | {os.path.splitext(p)[1].lower() for p in listing.utterances.path}
-    there = scan(listing.root, listing.folders, suffixes)
-    u, problems = _match(listing.utterances, there, listing.also)
-    if len(u) == 0:
-        raise CorpusError(
-            f"{listing.root}: none of the {len(listing.utterances)} listed recordings is here; expected for "
-            f"example {listing.utterances.path.iloc[0]} (files=False reads the lists alone)"
-        )
-    if durations:
-        headers = read_headers(listing.root, u[FILE_KEY], cache, workers)
-        for path, error in zip(u.path, headers.error, strict=True):
-            if error:
-                problems.append(("unreadable", path, error))
-        u = u.assign(duration=headers.duration, sample_rate=headers.sample_rate)[headers.error == ""]
-    return u.drop(columns=["size", "mtime"]), problems
-
-# %% ../../nbs/1_data/03_corpora.ipynb #a2b0fac5
-def survey(
-    name: str, root, durations: bool = True, files: bool = True, cache=None, workers: int = 8, **options
-) -> tuple[Manifest, pd.DataFrame]:
-    """As `prepare`, but returns what can be used and the report of what cannot.
-
-    Parameters
-    ----------
-    name, root, durations, files, **options
-        As for `prepare`.
-    cache, workers
-        As for `read_headers`.
-
-    Returns
-    -------
-    manifest : Manifest
-    report : pandas.DataFrame
-        `problem` (missing, extra, double, unreadable, segments, unlabelled), `path`, `detail`.
-    """
-    listing = _listed(name, root, options)
-    u = listing.utterances
-    problems = list(listing.problems)
-    if files:
-        u, found = _on_disk(listing, durations, cache, workers)
-        problems += found
-    if "duration" not in u:
-        u = u.assign(duration=np.nan, sample_rate=0)
-    s, outside = _cut(listing, u)
-    problems += outside
-    u = u[~u.utt.isin([utt for _, utt, _ in outside])]
-    if "corpus" not in u:
-        u = u.assign(corpus=name)
-    return Manifest(u, s, listing.root), pd.DataFrame(problems, columns=["problem", "path", "detail"])
-
-# %% ../../nbs/1_data/03_corpora.ipynb #f56843e5
-def prepare(
-    name: str, root, strict: bool = False, durations: bool = True, files: bool = True, **options
-) -> Manifest:
-    """Read any corpus of `CORPORA` from its owners' files.
-
-    Parameters
-    ----------
-    name : str
-        A key of `CORPORA`.
-    root : str or Path
-        The unpacked corpus; what is expected there is said if it is not found.
-    strict : bool
-        Refuse a tree with anything missing, extra, double or unreadable instead of warning.
-    durations : bool
-        Read the headers. Without, durations and rates are unknown (NaN, 0) unless the lists have them.
-    files : bool
-        Look for recordings at all.
-    **options
-        `cache`, `workers` of `read_headers`, and the options of the corpus's parser.
-
-    Returns
-    -------
-    Manifest
-
-    Raises
-    ------
-    CorpusError, ManifestError
-        Wrong root, lists that cannot be read, labels that contradict each other, doubles; with `strict`, any
-        problem.
-
-    Warns
-    -----
-    CorpusWarning
-        There are problems, and not `strict`.
-    """
-    m, problems = survey(name, root, durations, files, **options)
-    if len(problems):
-        some = []
-        for what, group in problems.groupby("problem"):
-            some.append(f"{len(group)} {what} ({group.path.iloc[0]}: {group.detail.iloc[0]})")
-        text = f"{name} in {root}: " + "; ".join(some)
-        if strict:
-            raise CorpusError(text)
-        warnings.warn(text, CorpusWarning, stacklevel=2)
-    return m
-
 # %% ../../nbs/1_data/03_corpora.ipynb #0755839a
 def counts(m: Manifest, name: str) -> pd.DataFrame:
     """Trials by split, label and attack beside the published numbers.
@@ -476,3 +351,176 @@ def verdict(table: pd.DataFrame) -> list[str]:
             parts.append(f"{r.Index[1]}: published {r.published:,}, found {r.trials:,}")
         lines.append(f"{split or 'all'} {'; '.join(parts)}")
     return lines
+
+# %% ../../nbs/1_data/03_corpora.ipynb #dcc0b42c
+def _listed(name: str, root, options: dict) -> Listing:
+    """What the lists of a corpus say; an error if that is nothing, or twice the same."""
+    listing = CORPORA[name].read(Path(root), **options)
+    double = listing.utterances.utt[listing.utterances.utt.duplicated()]
+    if len(double):
+        some = ", ".join(double[:5])
+        raise CorpusError(f"{root}: {len(double)} utterances of {name} are listed twice ({some})")
+    if len(listing.utterances) == 0:
+        raise CorpusError(f"{root}: the lists of {name} are here, but empty")
+    s = listing.segments
+    odd = s[odd_times(s.start.astype(float), s.end.astype(float))]
+    if len(odd):
+        first = odd.iloc[0]
+        where = f"first {first.utt}: {first.start} to {first.end} s"
+        raise CorpusError(f"{root}: {len(odd)} segments of {name} are no stretch of a recording ({where})")
+    return listing
+
+
+def _cut(listing: Listing, u: pd.DataFrame) -> tuple[pd.DataFrame, list]:
+    """Segments cut to their recordings; problems are those that lie outside by more than `slack`."""
+    s = listing.segments.reset_index(drop=True)
+    if s.empty:
+        return s, []
+    durations = dict(zip(u.utt, u.duration.astype(float), strict=True))
+    duration = s.utt.astype(object).map(durations)  # NaN: of no utterance, or nobody has looked
+    known = s.utt.astype(object).isin(set(durations))
+    over = s.end - duration
+    bad = s[over > max(listing.slack, 1 / SAMPLE_RATE)]
+    problems = []
+    for r in bad.itertuples():
+        problems.append(("segments", r.utt, f"segment to {r.end:.3f} s, recording of {duration[r.Index]:.3f} s"))
+    s = s.assign(end=s.end.mask(over > 0, duration))
+    return s[known & ~s.utt.isin(bad.utt) & (s.start < s.end)], problems
+
+
+def _uncovered(listing: Listing, u: pd.DataFrame) -> list:
+    """Problems of a corpus whose segments should cover every recording: those that are not, or in no list."""
+    if listing.tiles is None:
+        return []
+    problems = []
+    listed = set(listing.utterances.utt)
+    for utt in sorted(set(listing.tiles.utt) - listed):
+        problems.append(("segments", utt, "segments of an utterance that no list names"))
+    s = listing.tiles[listing.tiles.utt.isin(set(u.utt))].sort_values(["utt", "start"], kind="stable")
+    before = s.end.shift().where(s.utt == s.utt.shift(), 0.0)  # where a segment should begin
+    slack = max(listing.slack, 2 / SAMPLE_RATE)
+    torn = set(s.utt[(s.start - before).abs() > slack])
+    last = s.groupby("utt").end.max().reindex(u.utt)
+    short = set(last.index[last.to_numpy() < u.duration.to_numpy(float) - slack])
+    for utt in u.utt[last.isna().to_numpy()]:
+        problems.append(("segments", utt, "no segments, though every recording has some: is the list whole?"))
+    for utt in sorted(torn | short):
+        problems.append(("segments", utt, "its segments do not cover it: is the list whole?"))
+    return problems
+
+
+def _other_counts(listing: Listing, name: str) -> list:
+    """Problems: lists that are nearly, but not quite, as long as their owners say."""
+    u = listing.utterances.assign(duration=np.nan, sample_rate=0)
+    table = counts(Manifest(u), name)
+    table = table[table.published.notna()]
+    totals = table.groupby("split")[["trials", "published"]].sum()
+    nearly = totals.index[totals.trials * 2 >= totals.published]  # fewer are a sample, and meant to be one
+    problems = []
+    for line in verdict(table[table.index.isin(nearly, level="split")]):
+        if not line.endswith("as published"):
+            problems.append(("counts", str(listing.root), line))
+    return problems
+
+# %% ../../nbs/1_data/03_corpora.ipynb #8142f45e
+def _on_disk(listing: Listing, durations: bool, cache, workers: int) -> tuple[pd.DataFrame, list]:
+    """Utterances whose recordings are there, with durations, and problems."""
+    suffixes = SOUNDS | {os.path.splitext(p)[1].lower() for p in listing.utterances.path}
+    there = scan(listing.root, listing.folders, suffixes)
+    u, problems = _match(listing.utterances, there, listing.also)
+    if len(u) == 0:
+        raise CorpusError(
+            f"{listing.root}: none of the {len(listing.utterances)} listed recordings is here; expected for "
+            f"example {listing.utterances.path.iloc[0]} (files=False reads the lists alone)"
+        )
+    if durations:
+        headers = read_headers(listing.root, u[FILE_KEY], cache, workers)
+        for path, error in zip(u.path, headers.error, strict=True):
+            if error:
+                problems.append(("unreadable", path, error))
+        u = u.assign(duration=headers.duration, sample_rate=headers.sample_rate)[headers.error == ""]
+    return u.drop(columns=["size", "mtime"]), problems
+
+# %% ../../nbs/1_data/03_corpora.ipynb #a2b0fac5
+def survey(
+    name: str, root, durations: bool = True, files: bool = True, cache=None, workers: int = 8, **options
+) -> tuple[Manifest, pd.DataFrame]:
+    """As `prepare`, but returns what can be used and the report of what cannot.
+
+    Parameters
+    ----------
+    name, root, durations, files, **options
+        As for `prepare`.
+    cache, workers
+        As for `read_headers`.
+
+    Returns
+    -------
+    manifest : Manifest
+    report : pandas.DataFrame
+        `problem` (missing, extra, double, unreadable, segments, unlabelled, counts), `path`, `detail`. "counts"
+        are lists that have at least half of the published trials, but not all, or more.
+    """
+    listing = _listed(name, root, options)
+    u = listing.utterances
+    problems = list(listing.problems)
+    if files:
+        u, found = _on_disk(listing, durations, cache, workers)
+        problems += found
+    if "duration" not in u:
+        u = u.assign(duration=np.nan, sample_rate=0)
+    s, outside = _cut(listing, u)
+    outside += _uncovered(listing, u)
+    s = s[~s.utt.isin([utt for _, utt, _ in outside])]
+    problems += outside + _other_counts(listing, name)
+    u = u[~u.utt.isin([utt for _, utt, _ in outside])]
+    if "corpus" not in u:
+        u = u.assign(corpus=name)
+    return Manifest(u, s, listing.root), pd.DataFrame(problems, columns=["problem", "path", "detail"])
+
+# %% ../../nbs/1_data/03_corpora.ipynb #f56843e5
+def prepare(
+    name: str, root, strict: bool = False, durations: bool = True, files: bool = True, **options
+) -> Manifest:
+    """Read any corpus of `CORPORA` from its owners' files.
+
+    Parameters
+    ----------
+    name : str
+        A key of `CORPORA`.
+    root : str or Path
+        The unpacked corpus; what is expected there is said if it is not found.
+    strict : bool
+        Refuse a tree with anything missing, extra, double or unreadable instead of warning.
+    durations : bool
+        Read the headers. Without, durations and rates are unknown (NaN, 0) unless the lists have them.
+    files : bool
+        Look for recordings at all.
+    **options
+        `cache`, `workers` of `read_headers`, and the options of the corpus's parser.
+
+    Returns
+    -------
+    Manifest
+
+    Raises
+    ------
+    CorpusError, ManifestError
+        Wrong root, lists that cannot be read, labels that contradict each other, doubles; with `strict`, any
+        problem.
+
+    Warns
+    -----
+    CorpusWarning
+        There are problems, and not `strict`.
+    """
+    m, problems = survey(name, root, durations, files, **options)
+    if len(problems):
+        some = []
+        for what, group in problems.groupby("problem"):
+            some.append(f"{len(group)} {what} ({group.path.iloc[0]}: {group.detail.iloc[0]})")
+        text = f"{name} in {root}: " + "; ".join(some)
+        if strict:
+            raise CorpusError(text)
+        warnings.warn(text, CorpusWarning, stacklevel=2)
+    return m

@@ -7,7 +7,10 @@ __all__ = ['ARCHIVES', 'Archive', 'Continue', 'fetch', 'unpack', 'download']
 
 # %% ../../nbs/1_data/08_downloads.ipynb #0508f67d
 import shutil
+import sys
 import tarfile
+import zipfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +18,16 @@ import pandas as pd
 from tqdm import tqdm
 
 from .corpora import CORPORA, CorpusError
+from ..untrusted import SILENCE, BrokenLine, open_url
 
 # %% ../../nbs/1_data/08_downloads.ipynb #1da6b110
 class Archive(NamedTuple):
-    """A file to fetch; `md5` is None where none is published."""
+    """A file to fetch; `md5` and `size` (bytes) are None where they are not published."""
 
     name: str
     url: str
     md5: str | None = None
+    size: int | None = None
 
 
 def _zenodo(record: int, names: list[str], md5: dict[str, str] | None = None) -> list[Archive]:
@@ -87,26 +92,30 @@ class Continue:
         Survives interruptions; moved away when complete.
     tries : int
         How often the server is asked, all in all, before giving up on a line that breaks.
+    size : int, optional
+        Bytes of the right file.
+    silence : float
+        Seconds without news after which a line counts as broken.
 
     Raises
     ------
     OSError
-        When called: the server does not have the file, or the line broke too often.
+        When called: the server does not have the file or does not say how long it is, the file has another size,
+        or the line broke too often.
     """
 
-    def __init__(self, part: Path, tries: int = 5):
+    def __init__(self, part: Path, tries: int = 5, size: int | None = None, silence: float = SILENCE):
         self.part = Path(part)
         self.tries = tries
+        self.size = size
+        self.silence = silence
 
     def __call__(self, url: str, output_file, pooch, check_only: bool = False) -> None:
-        import requests
-
-        broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
         for attempt in range(1, self.tries + 1):
             try:
                 self._rest(url)
                 break
-            except broken as error:
+            except BrokenLine as error:
                 if attempt == self.tries:
                     raise OSError(
                         f"{url}: the line broke {self.tries} times, {self._have()} bytes are here; "
@@ -120,25 +129,10 @@ class Continue:
 
     def _rest(self, url: str) -> None:
         """Ask for what is missing, and append it."""
-        import requests
-
-        have = self._have()
-        headers = {"Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-        with requests.get(url, stream=True, timeout=60, headers=headers) as answer:
-            if answer.status_code == 416 and answer.headers.get("Content-Range") == f"bytes */{have}":
-                return
-            if answer.status_code not in (200, 206):
-                raise OSError(f"{url}: the server answers {answer.status_code} ({answer.reason})")
-            if answer.status_code == 200:  # everything, from the start
-                have = 0
-            total = have + int(answer.headers.get("Content-Length", 0))
-            with (
-                open(self.part, "ab" if have else "wb") as file,
-                tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=self.part.stem) as bar,
-            ):
-                for piece in answer.iter_content(1 << 13):  # small: a break loses less than one
+        with open_url(url, self._have(), self.size, self.silence) as body:
+            bar = tqdm(total=body.total, initial=body.start, unit="B", unit_scale=True, desc=self.part.stem)
+            with open(self.part, "ab" if body.start else "wb") as file, bar:
+                for piece in iter(partial(body.read, 1 << 16), b""):
                     file.write(piece)
                     bar.update(len(piece))
 
@@ -163,9 +157,14 @@ def fetch(archive: Archive, folder, mirror: str = "", tries: int = 5) -> Path:
     Raises
     ------
     OSError
-        The server does not have it, or the line broke too often.
+        The server does not have it, does not say how long it is, or the line broke too often.
     ValueError
-        The checksum differs.
+        The checksum differs, or the file is not of the kind that its name says.
+
+    Notes
+    -----
+    Where no checksum is published, nobody can know that it is the right file. This is said on the terminal each
+    time, with the file's SHA-256.
     """
     import pooch
 
@@ -175,7 +174,27 @@ def fetch(archive: Archive, folder, mirror: str = "", tries: int = 5) -> Path:
     url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
     part = folder / f"{archive.name}.part"
     known = f"md5:{archive.md5}" if archive.md5 else None
-    return Path(pooch.retrieve(url, known, archive.name, folder, downloader=Continue(part, tries)))
+    downloader = Continue(part, tries, archive.size)
+    path = Path(pooch.retrieve(url, known, archive.name, folder, downloader=downloader))
+    _check_kind(path)
+    if not archive.md5:
+        sha256 = pooch.file_hash(path)
+        text = f"{path}: no checksum is published, so nobody can tell whether this is the right file"
+        tqdm.write(f"{text} (its SHA-256 is {sha256})", file=sys.stderr)
+    return path
+
+
+def _check_kind(path: Path) -> None:
+    """ValueError if a file is not the kind of archive that its name says, such as a page about an error."""
+    kind = ""
+    if path.suffix == ".zip" and not zipfile.is_zipfile(path):
+        kind = "zip"
+    if path.name.endswith((".tar", ".tgz", ".tar.gz")) and not tarfile.is_tarfile(path):
+        kind = "tar"
+    if kind:
+        with open(path, "rb") as file:
+            begins = file.read(32)
+        raise ValueError(f"{path}: not a {kind} file (it begins with {begins!r}): delete it and fetch it again")
 
 # %% ../../nbs/1_data/08_downloads.ipynb #164090a0
 def unpack(path: Path, folder: Path) -> bool:
@@ -196,7 +215,10 @@ def unpack(path: Path, folder: Path) -> bool:
     ------
     tarfile.FilterError
         A member that would be written elsewhere.
+    ValueError
+        Not the kind of archive that its name says.
     """
+    _check_kind(path)
     done = path.with_name(f".{path.name}.unpacked")
     if done.exists():
         return False

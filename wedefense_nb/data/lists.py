@@ -7,12 +7,14 @@ __all__ = ['CHALLENGE_WORDS', 'find_root', 'read_fields', 'to_labels', 'agree', 
 
 # %% ../../nbs/1_data/04_lists.ipynb #26807e49
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from .corpora import CorpusError
+from ..untrusted import read_text
 
 # %% ../../nbs/1_data/04_lists.ipynb #7fa0186f
 def find_root(name: str, root, wanted, inside=()) -> Path:
@@ -45,16 +47,15 @@ def find_root(name: str, root, wanted, inside=()) -> Path:
     )
 
 # %% ../../nbs/1_data/04_lists.ipynb #f2ec0c6b
-def _bad_lines(path: Path, widths) -> str:
-    """The lines that do not have the right number of fields, or are no text, for a message."""
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+def _bad_lines(text: str, widths) -> str:
+    """The lines that do not have the right number of fields, for a message."""
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     allowed = [len(line.split()) for _, line in lines if len(line.split()) in widths]
     right = allowed[0] if allowed else None
     bad = []
     for number, line in lines:
         fields = len(line.split())
-        if fields != right or "\ufffd" in line:
+        if fields != right:
             bad.append(f"line {number} ({fields} fields): {line[:60]!r}")
     return f"{len(bad)} lines, first: " + "; ".join(bad[:3])
 
@@ -73,15 +74,15 @@ def read_fields(path, widths) -> pd.DataFrame:
     Raises
     ------
     CorpusError
-        A line whose number of fields is not one of `widths`, or not that of the other lines; it is named.
+        A line whose number of fields is not one of `widths`, or not that of the other lines; it is named. A file
+        that is not text in UTF-8.
     """
-    path = Path(path)
+    text = read_text(path, CorpusError)
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    n = len(first.split())
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            first = next((line for line in file if line.strip()), "")
-        n = len(first.split())
         table = pd.read_csv(
-            path,
+            io.StringIO(text),
             sep=r"\s+",
             header=None,
             names=range(n + 1),  # one more, to see what is left over
@@ -89,16 +90,15 @@ def read_fields(path, widths) -> pd.DataFrame:
             keep_default_na=False,
             na_values=[],
             quoting=csv.QUOTE_NONE,
-            encoding="utf-8-sig",
             index_col=False,
         )
         complete = n in widths and (table[n - 1].fillna("") != "").all()
         fits = complete and (table[n].fillna("") == "").all()  # nothing left over
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
+    except (pd.errors.ParserError, pd.errors.EmptyDataError):
         fits = False
     if not fits:
         raise CorpusError(
-            f"{path}: need {' or '.join(map(str, widths))} fields in every line; {_bad_lines(path, widths)}"
+            f"{path}: need {' or '.join(map(str, widths))} fields in every line; {_bad_lines(text, widths)}"
         )
     return table.drop(columns=n)
 

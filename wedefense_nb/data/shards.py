@@ -15,26 +15,27 @@ import random
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
 
 import numpy as np
 import pandas as pd
 import webdataset as wds
+from braceexpand import braceexpand
 from joblib import Parallel, delayed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
-from webdataset.shardlists import expand_urls
 
-from .audio import SOUNDS, Recording, info
-from .batches import Batch, collate, read_span
+from .audio import SOUNDS, AudioError, Recording, info
+from .batches import Batch, check_sum, collate, crc, read_span
 from .crops import Crop, Item
-from .manifest import SEGMENTS, Manifest, ManifestError, utt_rng
+from .manifest import SEGMENTS, Manifest, ManifestError, odd_times, utt_rng
 from ..files import atomic
 from ..task import LABELS, UNLABELLED, label_ids
+from ..untrusted import SourceError, check_source, is_url, open_source, parse_json, to_text
 
 # %% ../../nbs/1_data/13_shards.ipynb #4a636915
 def member_name(utt: str) -> str:
@@ -48,24 +49,33 @@ def member_name(utt: str) -> str:
     return re.sub(r"[./\\%]", lambda m: f"%{ord(m[0]):02X}", utt)
 
 # %% ../../nbs/1_data/13_shards.ipynb #f325243d
-def _members(row: dict, segments: list[dict], source: Path) -> dict[str, bytes]:
-    """What is written for a recording: suffix to content."""
+def _note_sum(note: dict) -> str:
+    """Checksum of what a json member says, but for the checksum itself."""
+    rest = {name: value for name, value in note.items() if name != "crc32"}
+    return crc(json.dumps(rest, ensure_ascii=False).encode())
+
+
+def _members(row: dict, segments: list[dict], source: Path, place: list[int]) -> dict[str, bytes]:
+    """What is written for a recording, suffix to content; `place` is its number in the shard, of how many."""
     suffix = source.suffix.lower()
     if suffix not in SOUNDS:
         raise ManifestError(f"{source}: not a sound that shards can hold; suffixes are {sorted(SOUNDS)}")
     if not source.is_file():
         raise ManifestError(f"{source}: no such file")
+    sound = source.read_bytes()
     known = {column: value for column, value in row.items() if column != "path" and not pd.isna(value)}
-    note = json.dumps({"utterance": known, "segments": segments}, ensure_ascii=False)
-    return {suffix[1:]: source.read_bytes(), "lab": row["label"].encode(), "json": note.encode()}
+    note: dict[str, Any] = {"utterance": known, "segments": segments, "place": place, "sound_crc32": crc(sound)}
+    note["crc32"] = _note_sum(note)
+    text = json.dumps(note, ensure_ascii=False)
+    return {suffix[1:]: sound, "lab": row["label"].encode(), "json": text.encode()}
 
 
 def _write_shard(rows: list[dict], segments: dict[str, list[dict]], root: Path, path: Path) -> None:
     """Pack some recordings; `segments` are those of each utterance."""
     with atomic(path) as unfinished, open(unfinished, "wb") as file:
         tar = wds.TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT")  # equal input, equal bytes
-        for row in rows:
-            members = _members(row, segments.get(row["utt"], []), root / row["path"])
+        for i, row in enumerate(rows):
+            members = _members(row, segments.get(row["utt"], []), root / row["path"], [i, len(rows)])
             tar.write({"__key__": member_name(row["utt"]), **members})
         tar.close()
 
@@ -88,8 +98,8 @@ def write_shards(manifest: Manifest, folder, size: int = 1000, workers: int = 1,
     Returns
     -------
     Manifest
-        Of the shards, which is also written to the folder: `path` is the shard, `offset` and `size` (bytes) the
-        place of the sound in it. Use it like any other.
+        Of the shards, which is also written to the folder as its index: `path` is the shard, `offset` and `size`
+        (bytes) the place of the sound in it, `crc32` its checksum. Use it like any other.
 
     Raises
     ------
@@ -122,14 +132,18 @@ _END = 2 * _BLOCK  # two empty blocks mark the end
 
 
 class _Counted:
-    """A stream that knows how much was read from it."""
+    """A stream that knows how much was read from it, and where the last byte was that is not zero."""
 
     def __init__(self, file):
         self.file = file
         self.count = 0
+        self.filled = 0
 
     def read(self, n: int = -1) -> bytes:
         data = self.file.read(n)
+        something = len(data.rstrip(b"\0"))
+        if something:
+            self.filled = self.count + something
         self.count += len(data)
         return data
 
@@ -142,16 +156,38 @@ def _end_of(member: tarfile.TarInfo) -> int:
 _Members = Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]
 
 
+def _is_sound(member: tarfile.TarInfo) -> bool:
+    """Is it an ordinary file? Others are passed over, but for one whose size is not that of its bytes."""
+    if member.issparse():
+        raise tarfile.ReadError(f"{member.name} has holes")
+    return member.isfile()
+
+
+def _check_end(end: int, count: int, filled: int) -> None:
+    """Refuse a file of `count` bytes, the last that is not zero before `filled`, whose members end at `end`."""
+    if count < end + _END:
+        raise tarfile.ReadError("no end mark")
+    if filled > end:
+        raise tarfile.ReadError("a broken header, what follows it is lost")
+
+
 def _jump(file) -> _Members:
     """Members of a file on disk, from header to header; contents are read when they are wanted."""
     end = 0
+    total = file.seek(0, os.SEEK_END)
+    file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             end = _end_of(member)
-            if member.isfile():
+            if end > total:
+                raise tarfile.ReadError("no end mark")
+            if _is_sound(member):
                 yield member, partial(read_span, file.name, member.offset_data, member.size)
-    if file.seek(0, os.SEEK_END) < end + _END:
-        raise tarfile.ReadError("no end mark")
+    file.seek(end)
+    rest = _Counted(file)
+    while rest.read(1 << 20):
+        pass
+    _check_end(end, total, end + rest.filled)
 
 
 def _read_through(file) -> _Members:
@@ -161,12 +197,11 @@ def _read_through(file) -> _Members:
     with tarfile.open(fileobj=source, mode="r|") as tar:
         for member in tar:
             end = _end_of(member)
-            if member.isfile():
+            if _is_sound(member):
                 yield member, partial(bytes, tar.extractfile(member).read())
     while source.read(1 << 20):
         pass
-    if source.count < end + _END:
-        raise tarfile.ReadError("no end mark")
+    _check_end(end, source.count, source.filled)
 
 
 def read_tar(url) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
@@ -175,7 +210,7 @@ def read_tar(url) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
     Parameters
     ----------
     url : str or Path
-        A path, or a URL that webdataset opens.
+        A path, or an address that begins with `http:` or `https:`.
 
     Yields
     ------
@@ -185,18 +220,21 @@ def read_tar(url) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
     Raises
     ------
     ManifestError
-        It names the file: missing, unreachable, not tar, truncated.
+        It names the file: missing, unreachable, not tar, truncated, with a broken header; or a name that may not
+        be opened.
     """
     try:
-        with wds.gopen(str(url)) as file:
-            jumps = hasattr(file, "seekable") and file.seekable()
-            yield from _jump(file) if jumps else _read_through(file)
-    except (tarfile.TarError, OSError) as error:
-        if isinstance(error.__context__, GeneratorExit):
-            return  # nobody listens any more: that the pipe broke is in order
+        with open_source(url) as file:
+            yield from _read_through(file) if is_url(url) else _jump(file)
+    except SourceError as error:
+        raise ManifestError(str(error)) from None
+    except (tarfile.TarError, OSError, OverflowError, zlib.error) as error:
         raise ManifestError(f"{url}: missing, not a tar file, or truncated ({error}): copy it again") from error
 
 # %% ../../nbs/1_data/13_shards.ipynb #a48c71c6
+_LONGEST_NOTE = 1 << 22  # bytes of a label or json member
+
+
 def samples(url) -> Iterator[dict]:
     """The recordings of a shard.
 
@@ -209,55 +247,154 @@ def samples(url) -> Iterator[dict]:
     ------
     dict
         `key` (the members' name), `utterance` and `segments` (rows of a manifest), `offset` and `size` (bytes) of
-        the sound, and `sound`, a function that reads it.
+        the sound, `crc32` of the sound ("" if the shard does not say), and `sound`, a function that reads it.
 
     Raises
     ------
     ManifestError
-        As `read_tar`; members that do not belong together, or an unknown label.
+        As `read_tar`; members that do not belong together, an unknown label, a json that is not ours or damaged,
+        no recordings, or fewer than the shard promises.
+    AudioError
+        By `sound()`: another checksum.
     """
     found: dict = {}
+    places = []
     for member, read in read_tar(url):
         key, _, suffix = member.name.rpartition(".")
         if found and found["key"] != key:
+            places.append(found.get("place"))
             yield _described(found, url)
             found = {}
         found["key"] = key
-        if f".{suffix}" in SOUNDS:
-            found |= {"sound": read, "offset": member.offset_data, "size": member.size}
-        elif suffix in ("lab", "json"):
-            found[suffix] = read().decode()
-    if found:
-        yield _described(found, url)
+        _add(found, suffix, member, read, url)
+    if not found:
+        raise ManifestError(f"{url}: holds no recordings")
+    places.append(found.get("place"))
+    last = _described(found, url)
+    promised = [place for place in places if place]
+    if promised and promised != [[i, promised[0][1]] for i in range(promised[0][1])]:
+        raise ManifestError(f"{url}: {len(promised)} recordings, but it promises {promised[0][1]}: copy it again")
+    yield last
+
+
+def _add(found: dict, suffix: str, member: tarfile.TarInfo, read: Callable[[], bytes], url) -> None:
+    """Note what a member tells of its recording."""
+    name = f"{url}: {member.name}"
+    if f".{suffix}" in SOUNDS:
+        if "sound" in found:
+            raise ManifestError(f"{name}: a second sound of one recording")
+        found |= {"sound": read, "offset": member.offset_data, "size": member.size, "crc32": ""}
+    elif suffix in ("lab", "json"):
+        if member.size > _LONGEST_NOTE:
+            raise ManifestError(f"{name}: {member.size:,} bytes are too many to tell of one recording")
+        found[suffix] = to_text(read(), name, ManifestError)
+        if suffix == "json":
+            note = _note(found["json"], name)
+            found |= {"note": note, "place": note.get("place")}
+
+# %% ../../nbs/1_data/13_shards.ipynb #shar0002
+def _is_place(place) -> bool:
+    """Is it [number, of how many]?"""
+    return isinstance(place, list) and len(place) == 2 and all(type(x) is int and x >= 0 for x in place)
+
+
+def _note(text: str, name: str) -> dict:
+    """What a json member says; ManifestError if it is damaged, or not one of ours."""
+    note = parse_json(text, name, ManifestError)
+    utterance = note.get("utterance") if isinstance(note, dict) else None
+    if not isinstance(utterance, dict) or not isinstance(note.get("segments"), list):
+        raise ManifestError(f"{name}: not a json of a recording (it needs `utterance` and `segments`)")
+    if "crc32" in note and note["crc32"] != _note_sum(note):
+        raise ManifestError(f"{name}: damaged (it has another checksum): copy the shard again")
+    plain = all(isinstance(value, str | int | float | None) for value in utterance.values())
+    named = isinstance(utterance.get("utt"), str) and utterance.get("label") in (*LABELS, "")
+    if not plain or not named:
+        raise ManifestError(f"{name}: `utterance` needs plain values, with a text `utt` and a known `label`")
+    if "place" in note and not _is_place(note["place"]):
+        raise ManifestError(f"{name}: `place` is not [number, of how many]")
+    try:
+        s = pd.DataFrame(note["segments"], columns=["start", "end", "label"])
+        wrong = odd_times(pd.to_numeric(s.start), pd.to_numeric(s.end)) | ~s.label.isin(LABELS)
+    except (ValueError, TypeError, AttributeError):
+        wrong = pd.Series([True])
+    if wrong.any():
+        raise ManifestError(f"{name}: `segments` need start < end (s), and a known label")
+    return note
 
 
 def _described(found: dict, url) -> dict:
     """What is known of a recording: from its json, or from its label and the header of its sound."""
     key = found["key"]
-    if "sound" not in found or not ("lab" in found or "json" in found):
+    name = f"{url}: {key}"
+    if "sound" not in found or not ("lab" in found or "note" in found):
         raise ManifestError(f"{url}: {key!r} needs a sound and a .lab or .json, all neighbours")
-    if "json" in found:
-        return found | json.loads(found["json"])
-    label = found["lab"].strip()
+    label = found["lab"].strip() if "lab" in found else None
+    about = {name: found[name] for name in ("key", "sound", "offset", "size", "crc32")}
+    if "note" in found:
+        note = found["note"]
+        utterance = note["utterance"]
+        if member_name(utterance["utt"]) != key or label not in (None, utterance["label"]):
+            raise ManifestError(
+                f"{name}: its json speaks of {utterance['utt']!r}, {utterance['label']!r}: damaged"
+            )
+        about |= {"crc32": str(note.get("sound_crc32", "")), "utterance": utterance, "segments": note["segments"]}
+        about["sound"] = partial(_whole, found["sound"], about["crc32"], name)
+        return about
     if label not in LABELS:
         raise ManifestError(f"{url}: {key}.lab says {label!r}, not one of {LABELS}")
-    header = info(f"{url}: {key}", found["sound"]())
-    utterance: dict[str, object] = dict.fromkeys(("split", "speaker", "attack", "codec"), "")
-    utterance |= {"utt": key, "label": label, "duration": header.duration, "sample_rate": header.sample_rate}
-    return found | {"utterance": utterance, "segments": []}
+    header = info(name, found["sound"]())
+    empty: dict[str, Any] = dict.fromkeys(("split", "speaker", "attack", "codec"), "")
+    utterance = empty | {
+        "utt": key,
+        "label": label,
+        "duration": header.duration,
+        "sample_rate": header.sample_rate,
+    }
+    return about | {"utterance": utterance, "segments": []}
+
+
+def _whole(read: Callable[[], bytes], crc32: str, name: str) -> bytes:
+    """Bytes that were read, if they have this checksum."""
+    return check_sum(read(), crc32, name)
 
 # %% ../../nbs/1_data/13_shards.ipynb #d5b927c1
+_LONGEST_LIST = 1 << 27  # bytes
+_MOST_SHARDS = 1_000_000
+
+
 def _listed(path: str) -> list[str]:
     """Lines of a text file of shards; of one with a URL, what is no URL counts from there."""
     try:
-        with wds.gopen(path) as file:
-            text = file.read().decode("utf-8-sig")
+        with open_source(path) as file:
+            total = getattr(file, "total", 0)  # of an answer from the web
+            if total > _LONGEST_LIST:
+                raise ManifestError(f"{path}: {total:,} bytes, too long for a list of shards")
+            text = to_text(file.read(), path, ManifestError)
     except OSError as error:
         raise ManifestError(f"{path}: no such list of shards ({error})") from error
+    base = path if is_url(path) else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if "://" in path:
-        return [urljoin(path, line) for line in lines]
-    return lines
+    return [check_source(line, base) for line in lines]
+
+
+def _in_folder(folder: Path) -> list[str]:
+    """The shards that are there, and those that its index names."""
+    return sorted({str(p) for p in folder.glob("*.tar")} | set(_promises(folder)))
+
+
+def _promises(source) -> dict[str, set[str]]:
+    """What the index of a folder promises: shard to utterances; empty without an index."""
+    if not isinstance(source, str | Path) or not (Path(source) / "utterances.csv").is_file():
+        return {}
+    return _promised_by(Path(source), (Path(source) / "utterances.csv").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)  # each epoch asks again
+def _promised_by(folder: Path, changed: int) -> dict[str, set[str]]:
+    """What the index of a folder, as it was changed last, promises."""
+    index = Manifest.read(folder, files=False)
+    paths = [str(path) for path in index.paths()]
+    return {path: set(utts) for path, utts in index.utterances.utt.groupby(paths)}
 
 
 def shard_list(source) -> list[str]:
@@ -267,27 +404,38 @@ def shard_list(source) -> list[str]:
     ----------
     source : str, Path or sequence
         A folder, a text file with a line for each (by a URL, too), a pattern with ``{000..127}``, or a list.
+        Paths, `http:` and `https:` only. In a list from the web, what is no URL counts from the list's own place,
+        and braces mean nothing.
 
     Raises
     ------
     ManifestError
-        There are none, or there is no such list.
+        There are none, there is no such list, or it names something that may not be opened.
 
     Examples
     --------
     >>> shard_list("https://host/x-{00..02}.tar")
     ['https://host/x-00.tar', 'https://host/x-01.tar', 'https://host/x-02.tar']
     """
-    if not isinstance(source, str | Path):
-        urls = [str(x) for x in source]
-    elif Path(source).is_dir():
-        urls = sorted(str(p) for p in Path(source).glob("*.tar"))
-    elif str(source).endswith((".txt", ".list", ".scp")):
-        urls = _listed(str(source))
-    else:
-        urls = expand_urls(str(source))
+    try:
+        if not isinstance(source, str | Path):
+            urls = [check_source(x) for x in source]
+        elif Path(source).is_dir():
+            urls = _in_folder(Path(source))
+        elif str(source).endswith((".txt", ".list", ".scp")):
+            urls = _listed(str(source))
+        else:
+            expanded = itertools.islice(braceexpand(str(source)), _MOST_SHARDS + 1)
+            urls = [check_source(url) for url in expanded if url]
+    except ManifestError:
+        raise
+    except ValueError as error:  # of a name that may not be opened, of braces without an end
+        named = source if isinstance(source, str | Path) else "a list of shards"
+        raise ManifestError(f"{named}: {error}") from None
     if not urls:
         raise ManifestError(f"{source}: lists no shards (a folder must hold *.tar, a list one path or URL a line)")
+    if len(urls) > _MOST_SHARDS:
+        raise ManifestError(f"{source}: lists more than {_MOST_SHARDS:,} shards")
     return urls
 
 # %% ../../nbs/1_data/13_shards.ipynb #18955157
@@ -304,14 +452,18 @@ def read_shards(source, workers: int = 1) -> Manifest:
     Returns
     -------
     Manifest
-        With `offset` and `size` (bytes) of each sound in its shard.
+        With `offset` and `size` (bytes) of each sound in its shard, and its `crc32` if the shard says it.
 
     Raises
     ------
     ManifestError
         As `samples`; a shard that is no file here.
     """
-    urls = shard_list(source)
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        source = Path(source)
+        urls = shard_list(sorted(source.glob("*.tar")) or source)  # whatever an old index says
+    else:
+        urls = shard_list(source)
     bar = tqdm(urls, "index", unit="shard", mininterval=1.0)
     utterances = []
     segments = []
@@ -321,8 +473,8 @@ def read_shards(source, workers: int = 1) -> Manifest:
     u = pd.DataFrame(utterances)
     s = pd.DataFrame(segments, columns=list(SEGMENTS))
     root = Path(".")
-    if isinstance(source, str | Path) and Path(source).is_dir():
-        root = Path(source)
+    if isinstance(source, Path) and source.is_dir():
+        root = source
         u["path"] = [os.path.relpath(path, root) for path in u.path]
     return Manifest(u, s, root)
 
@@ -336,9 +488,9 @@ def _rows(url) -> tuple[list[dict], list[dict]]:
     utterances = []
     segments = []
     for x in samples(url):
-        place = {"path": str(url), "offset": x["offset"], "size": x["size"]}
-        utterances.append(place | x["utterance"])
-        segments += [{"utt": x["utterance"]["utt"], **segment} for segment in x["segments"]]
+        place = {"path": str(url), "offset": x["offset"], "size": x["size"], "crc32": x["crc32"]}
+        utterances.append(place | x["utterance"] | place)  # the place is what was found, whatever the json says
+        segments += [segment | {"utt": x["utterance"]["utt"]} for segment in x["segments"]]
     return utterances, segments
 
 # %% ../../nbs/1_data/13_shards.ipynb #a48ed7c1
@@ -381,7 +533,8 @@ class ShardStream(IterableDataset):
     Parameters
     ----------
     source
-        As for `shard_list`: a folder, a list, a pattern, from disk or any URL webdataset opens.
+        As for `shard_list`: a folder, a list, a pattern, from disk or from the web. If a folder has an index
+        (`utterances.csv`), every recording that it promises comes, or is named in an error.
     batch_size : int
         The last batch of each worker may be smaller.
     crop : Crop, optional
@@ -400,7 +553,7 @@ class ShardStream(IterableDataset):
     ValueError
         A batch size or buffer that is not positive, a rank that is none.
     ManifestError
-        As `shard_list`; while reading, as `samples`.
+        As `shard_list`; while reading, as `samples`, and recordings that the index promises and that did not come.
     """
 
     def __init__(
@@ -420,6 +573,7 @@ class ShardStream(IterableDataset):
         if not 0 <= rank < world:
             raise ValueError(f"need a rank below the number of processes, got {rank} of {world}")
         self.urls = shard_list(source)
+        self.promised = _promises(source)
         self.batch_size = batch_size
         self.crop = crop
         self.buffer = buffer
@@ -434,8 +588,27 @@ class ShardStream(IterableDataset):
         order = utt_rng("shard order", self.seed, self.epoch).permutation(len(self.urls))
         urls = [self.urls[i] for i in order]
         for url, first, step in reading_plan(urls, reader, readers):
-            for x in itertools.islice(samples(url), first, None, step):
+            for x in itertools.islice(self._kept(url), first, None, step):
                 yield x | {"sound": partial(bytes, x["sound"]())}  # read while the shard is open
+
+    def _kept(self, url: str) -> Iterator[dict]:
+        """The recordings of a shard; ManifestError in the end if some of the index did not come."""
+        owed = set(self.promised.get(url, ()))
+        broken = None
+        try:
+            for x in samples(url):
+                owed.discard(x["utterance"]["utt"])
+                yield x
+        except ManifestError as error:
+            if not owed:
+                raise
+            broken = error
+        if owed:
+            why = f" ({broken})" if broken else ""
+            some = ", ".join(sorted(owed)[:5])
+            raise ManifestError(
+                f"{url}: {len(owed)} recordings of its index did not come: {some}{why}"
+            ) from broken
 
     def order(self, reader: int, readers: int) -> Iterable[dict]:
         """The recordings of one reader in this epoch's order, not yet decoded."""
@@ -475,7 +648,7 @@ class ShardStream(IterableDataset):
 
 # %% ../../nbs/1_data/13_shards.ipynb #af95a040
 def fetch_shards(source, folder, workers: int = 1) -> Manifest:
-    """Copy shards from wherever webdataset can open them, those that are not there yet.
+    """Copy shards from a disk or from the web, those that are not there yet.
 
     Parameters
     ----------
@@ -494,7 +667,8 @@ def fetch_shards(source, folder, workers: int = 1) -> Manifest:
     Raises
     ------
     ManifestError
-        A shard that cannot be fetched, or arrives broken; two of one name.
+        A shard that cannot be fetched, or arrives damaged or incomplete; two of one name; recordings that the
+        source's index promises and that are not there.
     """
     folder = Path(folder)
     urls = shard_list(source)
@@ -505,15 +679,17 @@ def fetch_shards(source, folder, workers: int = 1) -> Manifest:
     jobs = (delayed(_fetch)(url, folder / name) for url, name in zip(urls, names, strict=True))
     Parallel(n_jobs=workers, prefer="threads")(jobs)
     made = read_shards(folder, workers)
+    for url, utts in _promises(source).items():
+        lost = sorted(utts - set(made.utterances.utt))
+        if lost:
+            raise ManifestError(f"{url}: {len(lost)} recordings of its index are not in it: {', '.join(lost[:5])}")
     made.write(folder)
     return made
 
 
 def _file_name(url: str) -> str:
-    """The last part of an address, without a query; of a command (`pipe:cat x.tar`), its last word."""
-    address = url.split("?")[0]
-    words = re.split(r"[/\\]", address)[-1].split()
-    return words[-1] if words else ""
+    """The last part of a path or an address, without a query."""
+    return re.split(r"[/\\]", url.split("?")[0])[-1]
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -522,9 +698,13 @@ def _fetch(url: str, path: Path) -> None:
         return
     with atomic(path) as unfinished:
         try:
-            with wds.gopen(url) as source, open(unfinished, "wb") as file:
+            with open_source(url) as source, open(unfinished, "wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
         except OSError as error:
             raise ManifestError(f"{url}: cannot be fetched ({error})") from error
-        for _ in read_tar(unfinished):  # complains about an incomplete one
-            pass
+        try:
+            for x in samples(unfinished):
+                x["sound"]()
+        except (ManifestError, AudioError) as error:  # it names the unfinished file, of which nobody knows
+            said = str(error).replace(str(unfinished), url)
+            raise ManifestError(said) from error

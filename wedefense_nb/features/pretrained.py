@@ -9,18 +9,22 @@ __all__ = ['S3PRL', 'META', 'UPSTREAMS', 'BASE', 'LARGE', 'TINY', 'HF_NAMES', 'r
 
 # %% ../../nbs/2_features/05_pretrained.ipynb #cb3cf47a
 import ast
-import json
 import re
+import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pooch
 import requests
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from ..data.downloads import Continue
 from ..files import cache_dir
+from ..untrusted import read_mapping
 
 # %% ../../nbs/2_features/05_pretrained.ipynb #28294b36
 def remote_sha256(url: str, timeout: float = 20.0) -> str | None:
@@ -59,6 +63,11 @@ def fetch_file(url: str, target, sha256: str | None = None) -> Path:
         The file is not there and cannot be fetched; the message says which file to put where.
     ValueError
         The file has another checksum.
+
+    Notes
+    -----
+    Where nobody states a checksum, nobody can know that it is the right file. After the download this is said
+    on the terminal, with the file's SHA-256.
     """
     target = Path(target)
     note = Path(f"{target}.sha256")
@@ -72,6 +81,9 @@ def fetch_file(url: str, target, sha256: str | None = None) -> Path:
         except OSError as e:  # also what requests raises
             raise FileNotFoundError(f"cannot fetch {url}: download it elsewhere and put it at {target}") from e
         note.write_text(pooch.file_hash(target))
+        if not sha256:
+            text = f"{target}: its server states no checksum, so nobody can tell whether this is the right file"
+            tqdm.write(f"{text} (its SHA-256 is {note.read_text()})", file=sys.stderr)
     if sha256:
         kept = note.read_text() if note.is_file() else pooch.file_hash(target)
         if kept != sha256:
@@ -440,22 +452,43 @@ def read_checkpoint(path) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         return _read_hf(path)
+    state = _load_torch(path)
+    weights = state.get("model_weight", state.get("model"))
+    c = state.get("model_cfg", state.get("cfg"))
+    if not isinstance(weights, dict) or not isinstance(c, dict):
+        has = sorted(map(str, state))[:6]
+        raise ValueError(f"{path} is no converted checkpoint: it has {has}, not model_cfg and model_weight")
+    stacked = "encoder.pos_conv.1.0.weight" in weights  # only data2vec has several
+    normalize = state.get("task_cfg", c).get("normalize", False)
+    own = {name: weight for name, weight in weights.items() if is_encoder(name)}
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        config = _fairseq_config(c, normalize, stacked)
+    except (TypeError, AttributeError, SyntaxError) as error:
+        raise ValueError(f"{path}: its configuration cannot be read ({error})") from error
+    return Checkpoint(config, _finite(own, path), _s3prl_kind(state, stacked))
+
+
+def _load_torch(path: Path) -> dict:
+    """What a file of PyTorch holds, nothing executed; ValueError unless it is a dictionary of plain values."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's doubts about old formats; what cannot be read is refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise ValueError(
             f"{path} holds objects that could run code, or is no file of weights: convert it (s3prl)"
         ) from e
-    weights = state.get("model_weight", state.get("model"))
-    c = state.get("model_cfg", state.get("cfg"))
-    if not isinstance(weights, dict) or not isinstance(c, dict):
-        raise ValueError(
-            f"{path} is no converted checkpoint: it has {sorted(state)[:6]}, not model_cfg and model_weight"
-        )
-    stacked = "encoder.pos_conv.1.0.weight" in weights  # only data2vec has several
-    normalize = state.get("task_cfg", c).get("normalize", False)
-    own = {name: weight for name, weight in weights.items() if is_encoder(name)}
-    return Checkpoint(_fairseq_config(c, normalize, stacked), own, _s3prl_kind(state, stacked))
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not weights by name")
+    return state
+
+
+def _finite(weights: dict, path: Path) -> dict:
+    """The same weights; ValueError if some are no tensors, NaN or infinite."""
+    for name, weight in weights.items():
+        if not isinstance(weight, torch.Tensor) or not torch.isfinite(weight).all():
+            raise ValueError(f"{path}: {name} is no tensor, or has weights that are NaN or infinite")
+    return weights
 
 
 def _s3prl_kind(state: dict, stacked: bool) -> str:
@@ -475,11 +508,18 @@ def _read_hf(folder: Path) -> Checkpoint:
     normalize = True
     extractor = folder / "preprocessor_config.json"
     if extractor.is_file():
-        normalize = json.loads(extractor.read_text()).get("do_normalize", True)
-    config = _hf_config(json.loads((folder / "config.json").read_text()), normalize)
+        normalize = read_mapping(extractor).get("do_normalize", True)
+    try:
+        config = _hf_config(read_mapping(folder / "config.json"), normalize)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: lacks {error}, or it is of another type") from error
     if files[0].suffix == ".safetensors":
-        raw = load_file(files[0])
+        try:
+            raw = load_file(files[0])
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{files[0]}: not a file of weights, or damaged ({error})") from error
     else:
-        raw = torch.load(files[0], map_location="cpu", weights_only=True)
+        raw = _load_torch(files[0])
     named = {fairseq_name(name, config.conv_norm): weight for name, weight in raw.items()}
-    return Checkpoint(config, {name: weight for name, weight in named.items() if is_encoder(name)})
+    own = {name: weight for name, weight in named.items() if is_encoder(name)}
+    return Checkpoint(config, _finite(own, files[0]))

@@ -141,6 +141,8 @@ def linear_filters(n: int, n_fft: int, top: float) -> Tensor:
     >>> linear_filters(n=3, n_fft=8, top=8000)[2]  # the bin of 4000 Hz is the middle one's centre
     tensor([0., 1., 0.])
     """
+    if not 0 < n <= n_fft // 2 + 1:
+        raise ValueError(f"{n} filters: there must be 1 to {n_fft // 2 + 1}, one a frequency bin")
     hertz = torch.linspace(0, SAMPLE_RATE / 2, n_fft // 2 + 1, dtype=torch.float64)
     return triangles(hertz, n, 0.0, top).float()
 
@@ -219,6 +221,8 @@ class Fbank(nn.Module):
 
     def __init__(self, n_mels: int = 80, mean_norm: bool = False, dither: float = 0.0):
         super().__init__()
+        if not 0 < n_mels <= self.n_fft // 2 + 1:
+            raise ValueError(f"n_mels is {n_mels}: it must be 1 to {self.n_fft // 2 + 1}, one a frequency bin")
         self.dim = n_mels
         self.mean_norm = mean_norm
         self.dither = dither

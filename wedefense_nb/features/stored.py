@@ -25,6 +25,7 @@ from ..data.batches import AudioDataset, eval_batches, loader
 from ..data.crops import Crop
 from ..data.manifest import Manifest, ManifestError
 from ..files import atomic
+from ..untrusted import read_mapping
 
 # %% ../../nbs/2_features/08_stored.ipynb #972745d1
 def shards(n: int, size: int) -> list[tuple[str, range]]:
@@ -72,8 +73,8 @@ def describe(front: nn.Module, manifest: Manifest, size: int) -> dict:
 
 
 def read_note(folder) -> dict:
-    """The description that `extract` wrote into a folder of features."""
-    return yaml.safe_load((Path(folder) / NOTE).read_text())
+    """The description that `extract` wrote into a folder of features; ManifestError if it is another text."""
+    return read_mapping(Path(folder) / NOTE, ManifestError)
 
 # %% ../../nbs/2_features/08_stored.ipynb #a161adcd
 def extract(front: nn.Module, manifest: Manifest, folder, batch_size: int = 8, shard_size: int = 256) -> Manifest:

@@ -11,17 +11,16 @@ __all__ = ['LAYOUTS', 'SEEN_2019', 'OURS_ALONE', 'read_weights', 'Layout', 'aasi
 import hashlib
 import math
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from .detector import Detector, build
+from .detector import Detector, build, check_finite, load_weights
 from ..registry import Registry, unknown
 from ..task import BONAFIDE, SPOOF, prior_log_odds
 
@@ -34,27 +33,32 @@ def read_weights(path) -> dict[str, Tensor]:
     Raises
     ------
     FileNotFoundError, ValueError
-        No file; or a file that holds more than tensors, or something else altogether.
+        No file; or a file that holds more than tensors, something else altogether, or weights that are NaN.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; published() says where to get which weights")
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state = load_weights(path)
         else:
-            state = torch.load(path, "cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's doubts about old formats; what cannot be read is refused
+                state = torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         why = "it holds Python objects beside tensors, so opening it could run code"
         remedy = "Ask its author for a file with tensors only, for example safetensors"
         raise ValueError(f"{path.name} is refused: {why}. {remedy}") from error
-    except (RuntimeError, EOFError, SafetensorError) as error:
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not a checkpoint that can be used: {error}") from error
+    except (RuntimeError, EOFError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
         raise ValueError(f"{path.name} is not a checkpoint, or it is damaged: download it again") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path.name} holds no weights: expected tensors by name")
+    check_finite(state, path)
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 # %% ../../nbs/4_models/11_checkpoints.ipynb #cf571afd

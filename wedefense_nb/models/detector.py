@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['DETECTORS', 'register', 'Detector', 'Paper', 'arxiv', 'Detectors', 'defaults_of', 'options_of', 'build', 'bands',
-           'with_head', 'set_progress', 'save_model', 'load_model']
+           'with_head', 'set_progress', 'weights_print', 'save_weights', 'load_weights', 'check_finite', 'save_model',
+           'load_model']
 
 # %% ../../nbs/4_models/03_detector.ipynb #9067ab7a
+import hashlib
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +18,10 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..features.spectra import Fbank
 from ..files import atomic
@@ -24,6 +29,7 @@ from .layers import Identity, StatsPool
 from .losses import LinearHead, make_head
 from ..registry import Registry, unknown
 from ..task import BONAFIDE, SPOOF
+from ..untrusted import read_mapping
 
 # %% ../../nbs/4_models/03_detector.ipynb #dc431fc5
 class Detector(nn.Module):
@@ -271,6 +277,65 @@ def set_progress(model: Detector, progress: float) -> None:
         raise ValueError(f"progress is a share between 0 and 1, got {progress}")
     model.head.progress = progress
 
+# %% ../../nbs/4_models/03_detector.ipynb #dete0101
+def weights_print(weights: dict[str, Tensor]) -> str:
+    """Fingerprint of tensors: their names, in alphabetical order, and every bit of their values.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+
+    Examples
+    --------
+    >>> weights_print({"bias": torch.zeros(2)}) == weights_print({"bias": torch.tensor([0.0, 1e-40])})
+    False
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(weights):
+        values = weights[name].detach().cpu().reshape(-1).contiguous()
+        digest.update(name.encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_weights(weights: dict[str, Tensor], path) -> Path:
+    """Write tensors as safetensors, with their fingerprint, whole or not at all; returns the path."""
+    tensors = {name: value.contiguous().cpu() for name, value in weights.items()}
+    with atomic(path) as partial:
+        save_file(tensors, partial, metadata={"blake2b": weights_print(tensors)})
+    return Path(path)
+
+
+def load_weights(path) -> dict[str, Tensor]:
+    """Tensors by name from a file in safetensors.
+
+    Raises
+    ------
+    ValueError
+        Not such a file, one that is damaged (if it has a fingerprint, as `save_weights` writes it, a single
+        wrong bit is noticed), or weights that are NaN or infinite.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stated = (file.metadata() or {}).get("blake2b")
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: not a file of weights, or damaged ({error}): copy it again") from error
+    if stated and stated != weights_print(weights):
+        raise ValueError(f"{path}: damaged (it has another fingerprint than when it was written): copy it again")
+    check_finite(weights, path)
+    return weights
+
+
+def check_finite(weights: dict[str, Tensor], name) -> None:
+    """Refuse, with a ValueError that names the file and the tensors, weights that are NaN or infinite."""
+    odd = [key for key, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()]
+    if odd:
+        raise ValueError(f"{name}: {len(odd)} tensors have weights that are NaN or infinite, such as {odd[0]}")
+
 # %% ../../nbs/4_models/03_detector.ipynb #2c6bfe3e
 def save_model(model: Detector, folder) -> Path:
     """Write `model.safetensors` and `config.yaml` into a folder, and return its path.
@@ -283,12 +348,47 @@ def save_model(model: Detector, folder) -> Path:
     if not model.config:
         raise ValueError("this detector was not made by build(), so there is no configuration to save")
     folder = Path(folder)
-    weights = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    with atomic(folder / "model.safetensors") as partial:
-        save_file(weights, partial)
+    save_weights(model.state_dict(), folder / "model.safetensors")
     with atomic(folder / "config.yaml") as partial:
         partial.write_text(yaml.safe_dump(model.config, sort_keys=False))
     return folder
+
+
+class _Bounded(TorchFunctionMode):
+    """While it is active, all tensors that are made together hold at most so many numbers."""
+
+    makers = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.left = most
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.makers:
+            size = kwargs.get("size", args)
+            if size and isinstance(size[0], tuple | list):
+                size = size[0]
+            self.left -= math.prod(n for n in size if isinstance(n, int))
+            if self.left < 0:
+                raise ValueError("it asks for far more weights than the model's file holds")
+        return function(*args, **kwargs)
+
+
+def _check_types(name: str, config: dict) -> None:
+    """ValueError if an option in a file is of another type than its default."""
+    for option, value in config.items():
+        default = options_of(name).get(option)
+        kinds: tuple[type, ...] = (type(default),)
+        if isinstance(default, float):
+            kinds = (float, int)
+        elif isinstance(default, bool):
+            kinds = (bool, str)  # some forms have a name
+        elif isinstance(default, tuple | list):
+            kinds = (tuple, list)
+        right = isinstance(value, kinds) and (isinstance(default, bool) or not isinstance(value, bool))
+        if default is not None and not right:
+            raise ValueError(f"{option} is {value!r}, not of type {type(default).__name__} (default: {default!r})")
 
 
 def load_model(folder) -> Detector:
@@ -298,6 +398,8 @@ def load_model(folder) -> Detector:
     ------
     FileNotFoundError
         The folder lacks one of the two files.
+    ValueError
+        A configuration that does not build a detector, weights that are damaged, or NaN.
     RuntimeError
         The weights do not fit the configuration.
     """
@@ -305,7 +407,25 @@ def load_model(folder) -> Detector:
     missing = [n for n in ("config.yaml", "model.safetensors") if not (folder / n).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder}: no {' and no '.join(missing)}; is this a model folder?")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    model = build(config.pop("name"), **config)
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    path = folder / "config.yaml"
+    config = read_mapping(path)
+    name = config.pop("name", None)
+    weights = load_weights(folder / "model.safetensors")
+    most = 4 * sum(w.numel() for w in weights.values()) + 10_000_000
+    try:
+        if not isinstance(name, str):
+            raise ValueError("it does not name a detector")
+        _check_types(name, {k: v for k, v in config.items() if k in options_of(name)})
+        with _Bounded(most):
+            model = build(name, **config)
+    except Exception as error:  # the options are a stranger's: any of them may fail in its own way
+        if isinstance(error, ImportError):  # an extra that is not installed is not the file's fault
+            raise
+        raise ValueError(f"{path}: builds no detector ({error})") from error
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{folder}: the weights do not fit config.yaml: {' '.join(str(error).split())}"
+        ) from None
     return model.eval()

@@ -417,6 +417,13 @@ def ssl_sls(
         Size of the embedding.
     legacy : bool
         WeDefense's v14, 4,366,083 parameters before its head on features of 1024; 150 to 152 frames only.
+
+    Notes
+    -----
+    Nothing in it limits the size of what it computes: logits grow in proportion to the features. And its embedding
+    is a sum of rows · (D // 3) products, 17,050 on features of 1024, which a processor adds up in another order
+    for one recording than for several. So what it says of a recording alone and in a batch agrees to some parts in
+    a million of its size, not to a fixed number of decimals.
     """
     pool = SLSPool(front.dim, rows, average, legacy)
     embedding = nn.Sequential(nn.Linear(pool.out_dim(front.dim), embed_dim), nn.SELU())

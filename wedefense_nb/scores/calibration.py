@@ -31,7 +31,9 @@ from wedefense_nb.task import (
     label_ids,
     posterior,
     prior_log_odds,
+    real_numbers,
 )
+from ..untrusted import read_mapping
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #7dafe14e
 def logits_to_llr(
@@ -64,7 +66,7 @@ def logits_to_llr(
     >>> logits_to_llr([[0.0, 2.0]], counts={"spoof": 5, "bonafide": 5})
     array([2.])
     """
-    logits = np.asarray(logits, dtype=float)
+    logits = real_numbers(logits)
     classes = list(classes)
     as_announced = logits.ndim == 2 and logits.shape[1] == len(classes)
     if not as_announced or len(classes) < 2 or classes.count("bonafide") != 1:
@@ -206,12 +208,12 @@ class AffineCalibration(TransformerMixin, BaseEstimator):
     def transform(self, X) -> np.ndarray:
         """Scores to LLRs, in the shape of X."""
         check_is_fitted(self)
-        return self.a_ * np.asarray(X, dtype=float) + self.b_
+        return self.a_ * real_numbers(X) + self.b_
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #cali0003
 def _one_column(X) -> np.ndarray:
     """Scores (N,) or (N, 1) as (N,)."""
-    scores = np.asarray(X, dtype=float)
+    scores = real_numbers(X)
     if scores.ndim > 1 and scores.size != len(scores):
         raise ValueError(
             f"calibration takes the scores of one system, got the shape {scores.shape}: fuse them first"
@@ -382,7 +384,7 @@ class PAVCalibration(TransformerMixin, BaseEstimator):
     def transform(self, X) -> np.ndarray:
         """Scores to LLRs, in the shape of X."""
         check_is_fitted(self)
-        X = np.asarray(X, dtype=float)
+        X = real_numbers(X)
         if np.isnan(X).any():
             raise ValueError("NaN is not a score: it cannot be calibrated")
         return np.interp(np.clip(X, -1e300, 1e300), self.scores_, self.llr_)
@@ -513,15 +515,35 @@ def load_calibration(path) -> TransformerMixin:
     Raises
     ------
     ValueError
-        A kind of calibration that is not in `CALIBRATIONS`.
+        A file that `save_calibration` does not write: of an unknown kind, without what was learned, or with
+        numbers that are not finite.
     """
-    content = json.loads(Path(path).read_text())
+    content = read_mapping(path)
     try:
         kind = CALIBRATIONS[content.get("kind")]
+        calibration = kind(**content["parameters"]).fit([0.0, 1.0, 2.0, 3.0], [SPOOF, BONAFIDE, SPOOF, BONAFIDE])
+        _learn(calibration, content["fitted"])
     except UnknownName as error:
         raise ValueError(f"{path}: {error}") from None
-    calibration = kind(**content["parameters"])
-    for name, value in content["fitted"].items():
-        learned = np.asarray(value) if isinstance(value, list) else value
-        setattr(calibration, f"{name}_", learned)
+    except KeyError as error:
+        raise ValueError(f"{path}: not a calibration (it lacks {error})") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a calibration ({error})") from None
     return calibration
+
+
+def _learn(calibration, fitted: dict) -> None:
+    """Put what a file says into a fitted calibration; ValueError if it is not of the kind that is there."""
+    there = {name.removesuffix("_"): value for name, value in vars(calibration).items() if name.endswith("_")}
+    if not isinstance(fitted, dict) or set(fitted) != set(there):
+        raise ValueError(f"`fitted` needs {', '.join(there)}")
+    for name, value in fitted.items():
+        wanted = list if isinstance(there[name], np.ndarray) else type(there[name])
+        whole = wanted is float and type(value) is int  # JSON may write 1 for 1.0
+        numbers = np.asarray(value, dtype=float) if type(value) is wanted or whole else np.array(np.nan)
+        if not np.isfinite(numbers).all() or numbers.size == 0:
+            raise ValueError(f"{name} is {str(value)[:60]}, it must be of type {wanted.__name__}, and finite")
+        setattr(calibration, f"{name}_", numbers if wanted is list else value)
+    steps = [value for value in vars(calibration).values() if isinstance(value, np.ndarray)]
+    if any(len(step) != len(steps[0]) or (np.diff(step) < 0).any() for step in steps):
+        raise ValueError("steps need as many scores as LLRs, both rising")

@@ -7,6 +7,7 @@ __all__ = ['SCORE_COLUMNS', 'SCORE_LAYOUTS', 'KEY_LAYOUTS', 'KEY_COLUMNS', 'Scor
            'with_keys', 'write_scores']
 
 # %% ../../nbs/6_scores/05_score_files.ipynb #ef70d841
+import io
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 from ..files import atomic
 from .fusion import same_trials
 from ..task import LABELS
+from ..untrusted import read_text
 
 # %% ../../nbs/6_scores/05_score_files.ipynb #b2891b67
 class ScoreFileError(ValueError):
@@ -26,16 +28,17 @@ def _fields(path: Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise ScoreFileError(f"{path}: no such file")
-    with open(path, encoding="utf-8-sig") as f:
-        first = f.readline().strip()
+    text = read_text(path, ScoreFileError)
+    first = text[: text.find("\n")].strip() if "\n" in text else text.strip()
     if not first:
         raise ScoreFileError(f"{path}: empty, or the first line is")
     separator, fields = _split(first)
     has_header = "utt" in fields or "filename" in fields
     names = fields if has_header else range(len(fields))
-    as_text = {"dtype": str, "keep_default_na": False, "na_values": [], "encoding": "utf-8-sig"}
+    as_text = {"dtype": str, "keep_default_na": False, "na_values": []}
+    header = 0 if has_header else None
     try:
-        table = pd.read_csv(path, sep=separator, header=0 if has_header else None, names=names, **as_text)
+        table = pd.read_csv(io.StringIO(text), sep=separator, header=header, names=names, **as_text)
     except pd.errors.ParserError as error:
         raise ScoreFileError(f"{path}: lines differ in their number of fields ({str(error).strip()})") from error
     empty = (table.isna() | (table == "")).any(axis=1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..metrics import operating_points
-from ..task import BONAFIDE, SPOOF
+from ..task import BONAFIDE, SPOOF, real_numbers
 
 # %% ../../nbs/6_scores/04_tandem.ipynb #47b19605
 TRIAL_KINDS = ("target", "nontarget", "spoof")
@@ -41,7 +41,7 @@ def split_kinds(scores, kinds) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     >>> split_kinds([1.0, 2.0, 3.0], ["spoof", "target", "nontarget"])
     (array([2.]), array([3.]), array([1.]))
     """
-    scores = np.asarray(scores, dtype=np.float64).ravel()
+    scores = real_numbers(scores).ravel()
     kinds = np.asarray(kinds).astype(str).ravel()
     if len(scores) != len(kinds):
         raise ValueError(f"{len(scores)} scores but {len(kinds)} kinds")

@@ -9,8 +9,10 @@ __all__ = ['FREE', 'FitConfig', 'lr_at', 'refuse_changes', 'Run', 'FitResult', '
 import dataclasses
 import hashlib
 import math
+import shutil
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,6 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,7 +31,8 @@ from ..data.batches import Batch, Keys, epoch_batches, share, token_batches
 from ..data.crops import Crop
 from ..data.manifest import Manifest, utt_rng
 from ..features.stored import open_dataset
-from ..files import atomic
+from ..files import alone, atomic
+from ..models.detector import load_weights
 from .objectives import Detection, Objective, dev_eer
 from .scoring import bar_options
 from wedefense_nb.training.selection import (
@@ -211,13 +213,63 @@ def refuse_changes(folder: Path, what: str, before: dict, now: dict, names: Iter
         raise ValueError(f"{found}: choose another folder or delete it")
 
 
-def _resume(path: Path, identity: dict) -> dict | None:
-    """State of an earlier run in this folder, None if there is none; ValueError if it was another run."""
-    if not path.is_file():
-        return None
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    refuse_changes(path.parent.parent, "settings", state["identity"], identity, identity)
+_STATE = ("identity", "step", "done", "seen", "history", "loss")  # beside weights, optimizer and scaler
+
+
+def _read_state(path: Path) -> dict:
+    """A state that `Run.save` wrote, every checksum compared; ValueError if it is not whole."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            broken = parts.testzip()
+        if broken:
+            raise ValueError(f"checksum of {broken}")
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        missing = [name for name in (*_STATE, "model", "optimizer", "scaler") if name not in state]
+        if missing:
+            raise ValueError(f"no {', '.join(missing)}")
+    except Exception as error:  # what broken archives and pickles end in is not written down anywhere
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     return state
+
+
+def _resume(folder: Path, identity: dict) -> dict | None:
+    """State of an earlier run in these checkpoints, None if there is none; ValueError if it was another run."""
+    last = folder / "last.pt"
+    epoch = folder / "last_epoch.pt"
+    if last.is_file():
+        try:
+            state = _read_state(last)
+        except ValueError as error:
+            raise ValueError(f"{error}. {_way_out(last, epoch)}") from error
+    elif epoch.is_file():
+        state = _read_state(epoch)
+        n = len(state["history"])
+        warnings.warn(f"{last} is not there: the run continues from the end of epoch {n}", stacklevel=4)
+    else:
+        return None
+    refuse_changes(folder.parent, "settings", state["identity"], identity, identity)
+    return state
+
+
+def _way_out(last: Path, epoch: Path) -> str:
+    """What to do about a damaged `last.pt`."""
+    try:
+        n = len(_read_state(epoch)["history"])
+    except ValueError:
+        return f"No epoch is whole: delete {last.parent} to begin again"
+    return f"The state after epoch {n} is whole: delete last.pt, and the same command continues from there"
+
+
+@contextmanager
+def _folder_of_ours(out: Path, main: bool) -> Iterator[None]:
+    """Keep other runs out of a run folder, and tidy up what killed ones left."""
+    if not main:
+        yield
+        return
+    with alone(out, "training"):
+        for left in out.glob("checkpoints/partial-*"):
+            left.unlink(missing_ok=True)
+        yield
 
 # %% ../../nbs/5_training/04_loop.ipynb #4c05faad
 class Run:
@@ -273,7 +325,7 @@ class Run:
             "history": [],
             "loss": 0.0,
         }
-        earlier = _resume(self.folder / "last.pt", identity)
+        earlier = _resume(self.folder, identity)
         learning = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learning, lr=config.lr, weight_decay=config.weight_decay)
         if earlier is not None:
@@ -321,8 +373,19 @@ class Run:
                 "scaler": scaler.state_dict() if scaler is not None else {},
             }
             with atomic(self.folder / "last.pt") as partial:
-                torch.save(state, partial)
+                try:
+                    torch.save(state, partial)
+                except RuntimeError as error:  # torch's word for whatever the disk says
+                    raise OSError(
+                        f"{self.folder / 'last.pt'}: cannot be written, is the disk full? ({error})"
+                    ) from error
         self.accelerator.wait_for_everyone()
+
+    def put_aside(self) -> None:
+        """Copy `last.pt`, the state after an epoch, to `last_epoch.pt`."""
+        if self.accelerator.is_main_process:
+            with atomic(self.folder / "last_epoch.pt") as partial:
+                shutil.copyfile(self.folder / "last.pt", partial)
 
     def file(self, epoch: int) -> Path:
         """Where what learned is kept, as it was after an epoch (0-based)."""
@@ -382,6 +445,7 @@ def _end_epoch(run: Run, validate: Callable, bar: tqdm) -> None:
     state["loss"] = 0.0
     state["done"] = 0
     run.save()
+    run.put_aside()
     _delete_epochs(run)
     bar.total = state["step"] + (config.epochs - run.epoch) * run.steps
     text = f"epoch {run.epoch}/{config.epochs}, loss {row['train_loss']:.3f}, {validate.__name__} {error:.3f}"
@@ -518,8 +582,9 @@ def fit(
     Raises
     ------
     ValueError
-        A split that cannot be used, before the first step; or a folder that holds a run of other
-        settings or data, with the difference.
+        A split that cannot be used, before the first step; a folder that holds a run of other
+        settings or data, with the difference; one in which another process is training; or a damaged
+        state in it, with what is left.
     FloatingPointError
         A loss that is not finite, with the step and its recordings.
     """
@@ -533,18 +598,19 @@ def fit(
     learner.check(train)
     learner.check_dev(dev)
     accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=out)
-    run = Run(learner, train, dev, config, out, accelerator)
-    if run.state["step"] == 0:
-        run.save()  # from now on the folder's state counts, also the first weights
-    accelerator.init_trackers("logs")
-    pace = Pace(threads=torch.get_num_threads() if accelerator.device.type == "cpu" else 0)
-    steps = {"total": config.epochs * run.steps, "initial": run.state["step"], "unit": "step"}
-    with tqdm(desc="train", **steps, **bar_options(accelerator.is_main_process)) as bar:
-        while run.epoch < config.epochs and not should_stop(run.errors, config.patience):
-            _train_epoch(run, policy.change, pace, bar)
-            _end_epoch(run, validate, bar)
-    accelerator.end_training()
-    return _finish(run, validate, out)
+    with _folder_of_ours(out, accelerator.is_main_process):
+        run = Run(learner, train, dev, config, out, accelerator)
+        if run.state["step"] == 0:
+            run.save()  # from now on the folder's state counts, also the first weights
+        accelerator.init_trackers("logs")
+        pace = Pace(threads=torch.get_num_threads() if accelerator.device.type == "cpu" else 0)
+        steps = {"total": config.epochs * run.steps, "initial": run.state["step"], "unit": "step"}
+        with tqdm(desc="train", **steps, **bar_options(accelerator.is_main_process)) as bar:
+            while run.epoch < config.epochs and not should_stop(run.errors, config.patience):
+                _train_epoch(run, policy.change, pace, bar)
+                _end_epoch(run, validate, bar)
+        accelerator.end_training()
+        return _finish(run, validate, out)
 
 # %% ../../nbs/5_training/04_loop.ipynb #c016515a
 def _finish(run: Run, validate: Callable, out: Path) -> FitResult:
@@ -555,7 +621,7 @@ def _finish(run: Run, validate: Callable, out: Path) -> FitResult:
     error = float(validate(run.model, run.dev, config, run.accelerator))
     best = chosen_epochs(run.errors, 1)[0]
     if error > run.errors[best]:
-        load_learned(run.model, load_file(run.file(best)))
+        load_learned(run.model, load_weights(run.file(best)))
         error = run.errors[best]
         epochs = [best]
     seen = torch.tensor(run.state["seen"], device=run.accelerator.device)

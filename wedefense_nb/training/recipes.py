@@ -23,8 +23,9 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from ..files import atomic, locate
+from ..files import alone, atomic, locate
 from ..registry import unknown
+from ..untrusted import read_mapping, read_text
 
 # %% ../../nbs/5_training/05_recipes.ipynb #c2224cde
 def find_recipe(name: str) -> Path:
@@ -179,13 +180,9 @@ def merge_parameters(recipe: Path, file: Path | None, given: list[tuple[str, str
 # %% ../../nbs/5_training/05_recipes.ipynb #85885b4d
 def _from_file(file: Path) -> dict:
     """Names and values of a YAML file."""
-    try:
-        values = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected lines of the form `name: value`")
-    return values
+    if not read_text(file).strip():
+        return {}
+    return read_mapping(file)
 
 
 def _from_text(name: str, text: str) -> Any:
@@ -373,7 +370,7 @@ def _refuse_others(folder: Path, recipe: Path, values: dict) -> None:
         return
     defaults = {name: p["default"] for name, p in _literals(recipe).items()}
     now = _flat(defaults | values)
-    before = _flat(yaml.safe_load(noted.read_text()))
+    before = _flat(read_mapping(noted))
     refuse_changes(folder, "parameters", before, now, before | now)
 
 # %% ../../nbs/5_training/05_recipes.ipynb #16bd9609
@@ -397,7 +394,7 @@ def run_recipe(name: str, values: dict, stream: bool = True) -> Path:
     Raises
     ------
     ValueError
-        The folder holds a run with other parameters.
+        The folder holds a run with other parameters, or another process is running one there.
     RuntimeError
         A cell failed: the message shows it and names the partial notebook.
     """
@@ -406,13 +403,13 @@ def run_recipe(name: str, values: dict, stream: bool = True) -> Path:
     recipe = find_recipe(name)
     folder = Path(values.get("out", _literals(recipe)["out"]["default"]))
     _refuse_others(folder, recipe, values)
-    folder.mkdir(parents=True, exist_ok=True)
     executed = folder / recipe.name
     options = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=40"]}  # errors only
     if stream:
         options |= {"stdout_file": sys.stdout, "stderr_file": sys.stderr}
     try:
-        papermill.execute_notebook(str(recipe), str(executed), values, **options)
+        with alone(folder, "recipe"):
+            papermill.execute_notebook(str(recipe), str(executed), values, **options)
     except papermill.PapermillExecutionError as error:
         source = "\n".join(f"    {line}" for line in error.source.splitlines()[:12])
         what = f"cell {error.exec_count} of {recipe.name} failed: {error.ename}: {error.evalue}\n{source}"

@@ -7,14 +7,11 @@ __all__ = ['chosen_epochs', 'average_weights', 'should_stop', 'frozen_names', 'l
            'save_learned']
 
 # %% ../../nbs/5_training/02_selection.ipynb #673e342f
-import hashlib
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..files import atomic
+from ..models.detector import load_weights, save_weights, weights_print
 
 # %% ../../nbs/5_training/02_selection.ipynb #deac4ca1
 def chosen_epochs(errors: list[float], n: int, by: str = "best") -> list[int]:
@@ -71,9 +68,9 @@ def average_weights(files: list[Path]) -> dict[str, Tensor]:
     Raises
     ------
     ValueError
-        Files with different tensors.
+        Files with different tensors, or a damaged one.
     """
-    states = [load_file(file) for file in files]
+    states = [load_weights(file) for file in files]
     last = states[-1]
     if any(state.keys() != last.keys() for state in states):
         raise ValueError(f"these checkpoints hold different tensors: {', '.join(str(f) for f in files)}")
@@ -183,19 +180,12 @@ def frozen_print(model: nn.Module) -> str:
     ''
     """
     state = model.state_dict()
-    names = sorted(frozen_names(model))
+    names = frozen_names(model)
     if not names:
         return ""
-    digest = hashlib.blake2b(digest_size=8)
-    for name in names:
-        values = state[name].detach().cpu().reshape(-1).contiguous()
-        digest.update(name.encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return weights_print({name: state[name] for name in names})
 
 
 def save_learned(model: nn.Module, path: Path) -> None:
     """Write `learned_state` as safetensors, whole or not at all."""
-    tensors = {name: value.contiguous().cpu() for name, value in learned_state(model).items()}
-    with atomic(path) as partial:
-        save_file(tensors, partial)
+    save_weights(learned_state(model), path)

@@ -7,7 +7,6 @@ __all__ = ['RESOLUTIONS', 'segments_from_labels', 'partial_only', 'assert_polari
            'partialspoof', 'half_truth', 'had', 'add2023_track2', 'llamapartialspoof', 'lav_df']
 
 # %% ../../../nbs/1_data/06_partial.ipynb #9c932534
-import json
 import pickle
 from pathlib import Path
 
@@ -25,7 +24,8 @@ from wedefense_nb.data.lists import (
     rows,
     to_labels,
 )
-from ..manifest import SEGMENTS
+from ..manifest import SEGMENTS, odd_times
+from ...untrusted import parse_json, read_text
 from .asvspoof import LA_2019
 
 # %% ../../../nbs/1_data/06_partial.ipynb #2ce986e1
@@ -126,6 +126,17 @@ class _ArraysOnly(pickle.Unpickler):
         raise CorpusError(f"refused: the pickle asks for {module}.{name}; label files need arrays of text only")
 
 
+def _pickled_texts(path: Path) -> dict[str, np.ndarray]:
+    """The dictionary in a file of numpy's format, nothing executed."""
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            np.lib.format.read_array_header_1_0(file)
+        else:
+            np.lib.format.read_array_header_2_0(file)
+        return _ArraysOnly(file).load().item()
+
+
 RESOLUTIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
@@ -159,14 +170,13 @@ def segment_labels(root, split: str, resolution: float) -> dict[str, np.ndarray]
     path = base / "segment_labels" / f"{split}_seglab_{resolution}.npy"
     if not path.is_file():
         raise CorpusError(f"{path}: no such file; unpack database_segment_labels_v1.2.tar.gz")
-    with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            np.lib.format.read_array_header_1_0(file)
-        else:
-            np.lib.format.read_array_header_2_0(file)
-        texts = _ArraysOnly(file).load().item()
-    found = {str(x) for labels in texts.values() for x in np.unique(labels)}
+    try:
+        texts = _pickled_texts(path)
+        found = {str(x) for labels in texts.values() for x in np.unique(labels)}
+    except CorpusError as error:
+        raise CorpusError(f"{path}: {error}") from None
+    except Exception as error:  # a broken pickle may end in any of them
+        raise CorpusError(f"{path}: broken, or not a file of labels ({type(error).__name__}: {error})") from error
     bad = sorted(found - {"0", "1"})
     if bad:
         raise CorpusError(f"{path}: labels {bad[:5]}; need '0' (spoof) and '1' (bona fide)")
@@ -184,13 +194,18 @@ def read_rttm(path) -> pd.DataFrame:
     Raises
     ------
     CorpusError
-        Lines without ten columns, or with another label than "bonafide" and "spoof".
+        Lines without ten columns, with another label than "bonafide" and "spoof", or with times that are
+        negative, not finite or longer than a week.
     """
     table = read_fields(path, [10])
-    start = table[3].astype(float)
-    length = table[4].astype(float)
+    start = pd.to_numeric(table[3], errors="coerce")
+    length = pd.to_numeric(table[4], errors="coerce")
     label = to_labels(table[7], CHALLENGE_WORDS, path)
     s = pd.DataFrame({"utt": table[1], "start": start, "end": start + length, "label": label})
+    odd = table[odd_times(s.start, s.end)]
+    if len(odd):
+        some = "; ".join(" ".join(odd.loc[i]) for i in odd.index[:3])
+        raise CorpusError(f"{path}: {len(odd)} lines whose times are no stretch of a recording, first: {some}")
     return s[length > 1e-4]
 
 # %% ../../../nbs/1_data/06_partial.ipynb #63539e10
@@ -234,6 +249,7 @@ def partialspoof(root: Path, resolution: float | None = None) -> Listing:
     lists = {split: f"{folder}/PartialSpoof.LA.cm.{split}.trl.txt" for split in ("train", "dev", "eval")}
     parts = []
     found = []
+    tiles = []
     problems = []
     slack = 0.0
     for split, path, table in each_list(base, lists, [5], problems):
@@ -242,12 +258,16 @@ def partialspoof(root: Path, resolution: float | None = None) -> Listing:
         agree(label, con == "-", path, "the column CON")
         u = rows(utt, f"{split}/con_wav", ".wav", label=label, split=split, speaker=speaker, attack=con)
         s, step = _partialspoof_segments(base, split, resolution, problems)
-        assert_polarity(u, s, f"segments of {split}")
+        assert_polarity(u, s, f"{base}: segments of {split}")
         parts.append(u)
         found.append(partial_only(s[s.utt.isin(set(u.utt))], "CON"))
+        tiles.append(s)
         slack = max(slack, step)
-    folders = [f"{split}/con_wav" for split in lists]
-    return Listing(joined(parts), base, _joined_segments(found), folders, slack=slack, problems=problems)
+    listing = Listing(joined(parts), base, _joined_segments(found), slack=slack, problems=problems)
+    listing.folders = [f"{split}/con_wav" for split in lists]
+    if all(len(s) for s in tiles):  # every recording has segments, from its beginning to its end
+        listing.tiles = pd.concat(tiles, ignore_index=True)
+    return listing
 
 # %% ../../../nbs/1_data/06_partial.ipynb #1b4ff947
 def half_truth(path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
@@ -375,7 +395,7 @@ def _llama_line(number: int, line: str, path: Path) -> tuple[dict, list[dict]]:
     try:
         utt, seconds, label, *pieces = line.split()
         segments = _llama_segments(utt, seconds, pieces)
-        if label not in CHALLENGE_WORDS or "\ufffd" in line:
+        if label not in CHALLENGE_WORDS:
             raise ValueError(line)
     except ValueError:
         raise CorpusError(
@@ -388,8 +408,7 @@ def _llama_list(path: Path, folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Utterances and segments of a list."""
     utterances = []
     segments = []
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_text(path, CorpusError).splitlines(), 1):
         if line.strip():
             utterance, pieces = _llama_line(number, line, path)
             utterances.append(utterance)
@@ -471,7 +490,10 @@ def lav_df(root: Path) -> Listing:
     """LAV-DF: spoof means that the sound was modified."""
     base = find_root("lav_df", root, ["metadata.min.json"], inside=["LAV-DF"])
     path = base / "metadata.min.json"
-    table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8-sig")))
+    clips = parse_json(read_text(path, CorpusError), path, CorpusError)
+    if not isinstance(clips, list) or not all(isinstance(clip, dict) for clip in clips):
+        raise CorpusError(f"{path}: not a list of clips")
+    table = pd.DataFrame(clips)
     need = ["file", "fake_periods", "duration", "modify_audio", "modify_video", "split"]
     missing = [c for c in need if c not in table]
     if missing:

@@ -8,6 +8,7 @@ __all__ = ['WORDS', 'read_table', 'ids', 'in_the_wild', 'spoofceleb', 'deepfake_
 
 # %% ../../../nbs/1_data/07_wild.ipynb #03c2b7a2
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..audio import SOUNDS
 from ..corpora import CorpusError, Listing, parser, scan
 from ..lists import agree, each_list, find_root, joined, rows, to_labels
 from ..manifest import SEGMENTS
+from ...untrusted import read_text
 
 # %% ../../../nbs/1_data/07_wild.ipynb #2bee1e4d
 def read_table(path, need, sep: str = ",") -> pd.DataFrame:
@@ -35,26 +37,24 @@ def read_table(path, need, sep: str = ",") -> pd.DataFrame:
     CorpusError
         Not such a table, or not these columns.
     """
-    path = Path(path)
+    text = read_text(path, CorpusError)
     quoting = csv.QUOTE_MINIMAL if sep == "," else csv.QUOTE_NONE
     try:
         table = pd.read_csv(
-            path,
+            io.StringIO(text),
             sep=sep,
             dtype=str,
             keep_default_na=False,
             quoting=quoting,
-            encoding="utf-8-sig",
             index_col=False,
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise CorpusError(f"{path}: not a table separated by {sep!r} ({str(error).strip()})") from error
     table.columns = [c.strip() for c in table.columns]
     missing = [c for c in need if c not in table.columns]
     if missing:
         raise CorpusError(f"{path}: no column {missing}; found {list(table.columns)}")
     if quoting == csv.QUOTE_NONE:
-        text = path.read_text(encoding="utf-8-sig")
         lines = sum(1 for line in text.splitlines() if line.strip()) - 1  # without the header
         if lines != len(table):
             raise CorpusError(f"{path}: {lines} lines but {len(table)} rows")

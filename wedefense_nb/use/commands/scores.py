@@ -37,12 +37,13 @@ def score(
         manifest = manifest.subset(split=split)
     if len(manifest) == 0:
         raise ValueError(f"{data}: no recordings in split {split!r}")
+    file = model / "calibration.json"
+    calibration = load_calibration(file) if file.is_file() else None  # what is wrong with it is said at once
     table = scoring.score(detector, manifest, workers=workers)
     llr = table.score
     note = " (not calibrated: llr = score)"
-    calibration = model / "calibration.json"
-    if calibration.is_file():
-        llr = load_calibration(calibration).transform(table.score)
+    if calibration is not None:
+        llr = calibration.transform(table.score)
         note = ""
     table.insert(2, "llr", llr)
     write_scores(table, out)
