@@ -45,9 +45,13 @@ class Counts:
     @cached_property
     def rates(self) -> tuple[np.ndarray, np.ndarray]:
         """Pmiss and Pfa (K + 1,) at each distinct score and at +inf; accept iff score >= threshold."""
-        missed = np.cumsum(self.bona) / self.n_bona
-        rejected = np.cumsum(self.spoof) / self.n_spoof
-        return np.r_[0.0, missed], np.r_[1.0, 1.0 - rejected]
+        pmiss, pfa = np.zeros((2, len(self.bona) + 1))
+        np.cumsum(self.bona, out=pmiss[1:])  # in place: there may be millions
+        np.cumsum(self.spoof, out=pfa[1:])
+        pmiss /= self.n_bona
+        pfa /= -self.n_spoof
+        pfa += 1
+        return pmiss, pfa
 
     @cached_property
     def prices(self) -> tuple[np.ndarray, np.ndarray]:
@@ -180,14 +184,14 @@ def pav(c: Counts) -> Counts:
     >>> pav(count([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 1])).bona
     array([0, 1, 1])
     """
-    kept = np.flatnonzero(c.bona + c.spoof)
-    scores = c.scores[kept]
-    bona = c.bona[kept]
-    spoof = c.spoof[kept]
-    total = bona + spoof
-    share = isotonic_regression(bona / total, sample_weight=total)
+    total = c.bona + c.spoof
+    if not total.all():  # a redrawn set leaves scores out
+        kept = np.flatnonzero(total)
+        c = Counts(c.scores[kept], c.bona[kept], c.spoof[kept])
+        total = total[kept]
+    share = isotonic_regression(c.bona / total, sample_weight=total)
     start = np.flatnonzero(np.r_[True, np.diff(share) > 0])
-    return Counts(scores[start], np.add.reduceat(bona, start), np.add.reduceat(spoof, start))
+    return Counts(c.scores[start], np.add.reduceat(c.bona, start), np.add.reduceat(c.spoof, start))
 
 # %% ../nbs/0_question/02_metrics.ipynb #f6946bdd
 def _one_by_one(c: Counts) -> Counts:

@@ -56,9 +56,9 @@ class Registry(Mapping):
     ----------
     kind : str
         What one of them is called in messages: "detector".
-    home : str
-        A package all modules of which are imported before the first look, so that what they define is there.
-        Without one, only what was registered by hand is.
+    *homes : str
+        Packages all modules of which are imported before the first look, so that what they define is there.
+        Without any, only what was registered by hand is.
 
     Raises
     ------
@@ -75,9 +75,9 @@ class Registry(Mapping):
     (9, ['square'])
     """
 
-    def __init__(self, kind: str, home: str = ""):
+    def __init__(self, kind: str, *homes: str):
         self.kind = kind
-        self.home = home
+        self.homes = homes
         self._found: dict[str, Any] = {}
         self._owners: dict[str, str] = {}
 
@@ -104,8 +104,8 @@ class Registry(Mapping):
         return keep
 
     def _fill(self) -> dict[str, Any]:
-        if self.home:
-            import_modules(self.home)
+        for home in self.homes:
+            import_modules(home)
         return self._found
 
     def __getitem__(self, name: str):

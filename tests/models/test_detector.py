@@ -72,7 +72,7 @@ def test_scores_are_full_precision():
 
 
 def test_building_checks_names_and_options():
-    with pytest.raises(ValueError, match="unknown detector 'nope'.*lcnn_lstm"):
+    with pytest.raises(ValueError, match="unknown detector or localizer 'nope'.*lcnn_lstm.*frame_linear"):
         build("nope")
     with pytest.raises(ValueError, match="unknown option of lcnn_lstm 'dropuot': did you mean 'dropout'"):
         build("lcnn_lstm", dropuot=0.1)

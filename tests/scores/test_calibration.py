@@ -153,6 +153,20 @@ def test_each_class_weighs_what_the_prior_says():
     assert weights[labels == 1].tolist() == [0.35, 0.35] and np.allclose(weights[labels == 0], 0.1)
 
 
+def test_sample_weights_are_repetitions():
+    """A trial that counts three times is three trials; the unit does not matter."""
+    s, y = gaussian(30, 50)
+    times = np.random.default_rng(1).integers(1, 4, len(s))
+    repeated = AffineCalibration(0.3).fit(np.repeat(s, times), np.repeat(y, times))
+    weighted = AffineCalibration(0.3).fit(s, y, sample_weight=0.02 * times)
+    assert weighted.a_ == pytest.approx(repeated.a_, abs=1e-7)
+    assert weighted.b_ == pytest.approx(repeated.b_, abs=1e-7)
+    assert weighted.a_ != pytest.approx(AffineCalibration(0.3).fit(s, y).a_, abs=1e-3)
+    for bad in (times[:-1], times - 1, np.where(times == 1, np.nan, 1.0)):
+        with pytest.raises(ValueError, match="a positive number for each score"):
+            AffineCalibration().fit(s, y, sample_weight=bad)
+
+
 def test_the_fit_is_the_minimum_of_the_objective():
     """The formula of the chapter, term by term, at the solution and around it."""
     s, y = gaussian(80, 240)

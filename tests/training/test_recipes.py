@@ -3,8 +3,10 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
+from dataclasses import asdict, replace
 
 import nbformat
 import numpy as np
@@ -15,8 +17,13 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.training.runs import tiny_recipe
+from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.features.pretrained import TINY, UPSTREAMS
+from wedefense_nb.localization.localizers import localize
+from wedefense_nb.localization.metrics import frame_rates, point_eer
 from wedefense_nb.metrics import cllr, eer
-from wedefense_nb.models.detector import build
+from wedefense_nb.models.detector import build, load_model
+from wedefense_nb.scores.calibration import load_calibration
 from wedefense_nb.scores.fusion import LinearFusion
 from wedefense_nb.task import label_ids
 from wedefense_nb.training import recipes
@@ -154,9 +161,14 @@ def test_a_recipe_starts_its_run_straight_after_its_parameters(recipe):
 
 @pytest.mark.parametrize("file", PARAMETERS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_parameter_files_fit_their_recipe_and_model(file):
-    values = merge_parameters(find_recipe("detection"), file, [])
+    recipe = re.search(r"wedefense-nb run (\w+) -f params/", file.read_text())
+    values = merge_parameters(find_recipe(recipe[1] if recipe else "detection"), file, [])
     assert values["out"].startswith("runs/")
-    build(values["model"], **values["model_options"])
+    options = values["model_options"]
+    if "upstream" in options:
+        assert options["upstream"] in UPSTREAMS  # and in its place, one of the same width with two small layers
+        options["upstream"] = asdict(replace(TINY, dim=1024, heads=4))
+    build(values["model"], **options)
 
 
 def test_a_notebook_without_parameters_is_no_recipe():
@@ -293,6 +305,46 @@ def test_the_recipe_evaluation_runs_headlessly(tmp_path, tables):
     assert difference["value"] == pytest.approx(found["lcnn", "eer"]["value"] - found["resnet", "eer"]["value"])
     assert {row["by"] for row in result["breakdown"]} == {"attack", "language", "duration"}
     assert (folder / "evaluation.html").is_file()
+
+
+def test_the_recipe_localization_runs_headlessly_and_continues(tmp_path):
+    options = [
+        "model=frame_linear",
+        "model_options={utterance: learned}",
+        "epochs=1",
+        "replicates=30",
+        "share=0.3",
+    ]
+    pairs = [pair.split("=", 1) for pair in [*options, "validation=both_eer", f"out={tmp_path / 'run'}"]]
+    values = merge_parameters(find_recipe("localization"), None, pairs)
+    folder = run_recipe("localization", values, stream=False)
+    result = json.loads((folder / "result.json").read_text())
+    metrics = pd.DataFrame(result["metrics"]).set_index(["set", "metric", "resolution"])
+    assert {"point EER", "range EER", "f1 (spoof)", "boundary error", "utterance EER", "Cllr"} <= set(
+        metrics.index.get_level_values("metric")
+    )
+    truth = Manifest.read(ROOT / "data_samples").subset(split="eval")
+    with np.load(folder / "scores/eval_frames.npz") as stored:
+        frames = dict(stored)
+    assert list(frames) == truth.utterances.utt.tolist()
+    assert metrics.value["eval", "point EER", 0.16] == pytest.approx(
+        point_eer(frames, truth, 0.01, 0.16), abs=1e-6
+    )
+    rates = frame_rates(frames, truth, 0.01, result["threshold"]["value"])
+    assert metrics.value["eval", "f1 (spoof)", 0.01] == pytest.approx(rates["f1"], abs=1e-3)
+    assert list(result["dev_error"]) == ["dev_both_eer"] and {r["system"] for r in result["recordings"]} == {
+        "dev",
+        "eval",
+    }
+    model = load_model(folder / "model")
+    calibration = load_calibration(folder / "model/calibration.json")
+    one = truth.subset(utt=[truth.utterances.utt.iloc[0]])
+    (name, scores), *_ = localize(model, one, progress=False).items()
+    assert np.allclose(calibration.transform(scores), frames[name], atol=1e-4)
+    trained = (folder / "checkpoints/last.pt").stat().st_mtime
+    run_recipe("localization", values, stream=False)  # the training is there: it is not done again
+    assert (folder / "checkpoints/last.pt").stat().st_mtime == trained
+    assert json.loads((folder / "result.json").read_text())["metrics"] == result["metrics"]
 
 
 def test_the_recipe_fusion_runs_headlessly(tmp_path, tables):

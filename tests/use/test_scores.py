@@ -1,6 +1,7 @@
 """Scores from recordings, and what can be asked of scores in one line."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,11 @@ import torch
 
 from tests.conftest import ROOT
 from tests.use.shell import quick
-from wedefense_nb.data.manifest import open_manifest
+from wedefense_nb.data.manifest import open_manifest, to_rttm
+from wedefense_nb.localization.frame_files import read_frame_scores, read_truth, write_frame_scores
+from wedefense_nb.localization.frames import manifest_labels
+from wedefense_nb.localization.localizers import localize
+from wedefense_nb.localization.metrics import boundary_rates, find_threshold, frame_rates, point_eer, range_eer
 from wedefense_nb.metrics import eer
 from wedefense_nb.models.detector import build, load_model, save_model
 from wedefense_nb.scores.calibration import AffineCalibration, PAVCalibration, load_calibration, save_calibration
@@ -136,6 +141,203 @@ def test_evaluate_cuts_durations_into_bins(tmp_path):
     arguments = [SCORES / "lcnn/eval.csv", "--keys", manifest, "--by", "duration", "--replicates", "30"]
     done = quick("evaluate", *arguments)
     assert done.returncode == 0 and done.stdout.count(" s ") == 4, done.stderr
+
+
+# Frames
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """Frame scores of the embedded corpus, dev and eval, in several files; the truth as RTTM."""
+    folder = tmp_path_factory.mktemp("frames")
+    rng = np.random.default_rng(0)
+    truth = open_manifest(ROOT / "data_samples")
+    found = {}
+    for split in ("dev", "eval"):
+        part = truth.subset(split=split)
+        labels = manifest_labels(part, 0.02)
+        found[split] = {utt: 3 * row + rng.normal(size=len(row)) for utt, row in labels.items()}
+        write_frame_scores(found[split], folder / f"{split}.npz", 0.02)
+        write_frame_scores(found[split], folder / f"{split}.csv", 0.02, found[split])
+        to_rttm(part, folder / f"{split}.rttm")
+        lines = [f"{utt}\t{i}\t{x}\t0.0\n" for utt, row in found[split].items() for i, x in enumerate(row)]
+        (folder / f"{split}.txt").write_text("".join(lines))
+    return folder, found
+
+
+def numbers(text):
+    """Of each row: its name and place, and its value as it is printed."""
+    rows = {}
+    for row in text.splitlines():
+        words = re.split(r"\s{2,}", row.strip())
+        if len(words) >= 2 and "[" in words[-1]:
+            rows[tuple(words[:-1])] = words[-1].split()[0]
+    return rows
+
+
+def test_evaluate_judges_frames(frames):
+    folder, found = frames
+    truth = open_manifest(ROOT / "data_samples").subset(split="eval")
+    options = ["--resolution", "0.02", "--resolution", "0.16", "--replicates", "20"]
+    options += ["--dev", folder / "dev.npz"]
+    done = quick("evaluate", folder / "eval.npz", "--truth", ROOT / "data_samples", *options)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    rows = numbers(done.stdout)
+    for at in (0.02, 0.16):
+        want = point_eer(found["eval"], truth, 0.02, at)
+        assert rows["point EER", f"{1000 * at:g} ms, any"] == f"{want:.1%}"
+    assert rows["range EER",] == f"{range_eer(found['eval'], truth, 0.02):.1%}"
+    threshold = find_threshold(found["dev"], open_manifest(ROOT / "data_samples").subset(split="dev"), 0.02)
+    want = frame_rates(found["eval"], truth, 0.02, threshold)
+    assert rows["f1 (spoof)", "20 ms, any"] == f"{want['f1']:.1%}"
+    want = boundary_rates(found["eval"], truth, 0.02, threshold)
+    assert rows["boundary error (ms)",] == f"{1000 * want['error']:.1f}"
+    assert f"229 recordings, {sum(map(len, found['eval'].values()))} frames of 20 ms" in done.stdout
+    by_rttm = quick(
+        "evaluate", folder / "eval.txt", "--truth", folder / "eval.rttm", "--hop", "0.02", *options[:6]
+    )
+    assert by_rttm.returncode == 0, by_rttm.stderr
+    same = numbers(by_rttm.stdout)
+    assert same and all(rows[key] == value for key, value in same.items()) and "precision" not in by_rttm.stdout
+    both = [*options, "--dev-truth", folder / "dev.rttm", "--truth", folder / "eval.rttm"]
+    assert numbers(quick("evaluate", folder / "eval.csv", *both).stdout) == rows
+
+
+def test_frame_llrs_are_judged_as_llrs(frames):
+    folder, _ = frames
+    options = ["--truth", ROOT / "data_samples", "--replicates", "0", "--threshold", "0"]
+    done = quick("evaluate", folder / "eval.csv", *options, "-c", "score", "-c", "llr")
+    assert done.returncode == 0 and done.stdout.count("Cllr") == 1 and "threshold 0, given" in done.stdout
+    assert done.stdout.index("score: 229") < done.stdout.index("llr: 229") < done.stdout.index("Cllr")
+
+
+def test_rule_and_rest_reach_the_measures(frames, tmp_path):
+    folder, found = frames
+    truth = open_manifest(ROOT / "data_samples").subset(split="eval")
+    short = {utt: row[:-1] for utt, row in found["eval"].items()}
+    path = write_frame_scores(short, tmp_path / "short.npz", 0.02)
+    options = ["--truth", ROOT / "data_samples", "--replicates", "0", "--resolution", "0.08", "--rule", "majority"]
+    refused = quick("evaluate", path, *options)
+    assert refused.returncode == 1 and "--rest repeat would stretch the last one to the end" in refused.stderr
+    done = quick("evaluate", path, *options, "--rest", "repeat")
+    want = point_eer(short, truth, 0.02, 0.08, "majority", rest="repeat")
+    assert numbers(done.stdout)["point EER", "80 ms, majority"] == f"{want:.1%}"
+    assert "unknown rule for the rest" in quick("evaluate", path, *options, "--rest", "stretch").stderr
+
+
+def test_inverted_frames_are_reported(frames, tmp_path):  # pitfall 1
+    inverted = {utt: -row for utt, row in frames[1]["eval"].items()}
+    path = write_frame_scores(inverted, tmp_path / "i.npz", 0.02)
+    done = quick("evaluate", path, "--truth", ROOT / "data_samples", "--replicates", "0")
+    assert done.returncode == 0 and "warning, score: AUC is 0.0" in done.stderr and "check the sign" in done.stderr
+
+
+def test_frames_that_do_not_fit_are_refused_in_one_line(frames, tmp_path):
+    folder, _ = frames
+    truth = ["--truth", ROOT / "data_samples"]
+    cases = [
+        ([folder / "eval.npz"], "name what is fake when: --truth"),
+        ([folder / "eval.csv", "--hop", "0.02"], "name what is fake when: --truth"),
+        ([folder / "eval.npz", *truth, "--by", "attack"], "are for whole recordings: leave them out"),
+        ([folder / "eval.txt", *truth], "does not say how long a frame is; give the hop"),
+        ([folder / "eval.npz", *truth, "--hop", "0.01"], "its frames are 0.02 s long, not 0.01 s"),
+        ([folder / "eval.npz", *truth, "--subset", "test"], "no recordings in split 'test'"),
+        ([folder / "dev.npz", *truth], "229 of 229 recordings have no scores"),
+        ([folder / "eval.npz", *truth, "--dev", folder / "dev.npz", "--threshold", "0"], "choose"),
+        (
+            [folder / "eval.npz", "--truth", folder / "eval.rttm", "--dev", folder / "dev.npz"],
+            "name the truth of the dev scores with --dev-truth",
+        ),
+        (
+            [folder / "eval.npz", *truth, "--dev", folder / "eval.npz", "--dev-truth", folder / "eval.rttm"],
+            "results would flatter",
+        ),
+    ]
+    for words, message in cases:
+        done = quick("evaluate", *words, "--replicates", "0")
+        assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done
+
+
+def test_fake_stretches_alone_and_durations(frames, tmp_path):
+    folder, found = frames
+    fakes = [x for x in (folder / "eval.rttm").read_text().splitlines(keepends=True) if " spoof " in x]
+    (tmp_path / "spoof.rttm").write_text("".join(fakes))
+    truth = open_manifest(ROOT / "data_samples").subset(split="eval").utterances
+    lines = [f"{utt} {seconds}\n" for utt, seconds in zip(truth.utt, truth.duration, strict=True)]
+    (tmp_path / "reco2dur").write_text("".join(lines))
+    options = ["--truth", tmp_path / "spoof.rttm", "--replicates", "0"]
+    assert "give the durations" in quick("evaluate", folder / "eval.npz", *options).stderr
+    done = quick("evaluate", folder / "eval.npz", *options, "--durations", tmp_path / "reco2dur")
+    want = quick("evaluate", folder / "eval.npz", "--truth", ROOT / "data_samples", "--replicates", "0")
+    assert numbers(done.stdout) == numbers(want.stdout) and len(numbers(done.stdout)) == 4
+
+
+# Localize
+
+
+@pytest.fixture(scope="module")
+def localizer(tmp_path_factory):
+    """A folder with an untrained localizer and a calibration that shows."""
+    folder = tmp_path_factory.mktemp("localizer")
+    torch.manual_seed(0)
+    save_model(build("frame_linear", front_options={"n_mels": 40}), folder)
+    save_calibration(AffineCalibration().fit([0.0, 1.0, 2.0, 3.0], [0, 1, 0, 1]), folder / "calibration.json")
+    return folder
+
+
+def test_localize_writes_scores_and_stretches(localizer, tmp_path):
+    done = quick("localize", localizer, ROOT / "data_samples", "-o", tmp_path / "f.csv", "--split", "dev")
+    assert done.returncode == 0 and f"159 recordings, frames of 10 ms: {tmp_path / 'f.csv'}\n" in done.stdout
+    dev = open_manifest(ROOT / "data_samples").subset(split="dev")
+    model = load_model(localizer)
+    want = localize(model, dev, progress=False)
+    scores, hop = read_frame_scores(tmp_path / "f.csv")
+    llrs, _ = read_frame_scores(tmp_path / "f.csv", column="llr")
+    assert hop == model.hop and list(scores) == list(want)
+    calibration = load_calibration(localizer / "calibration.json")
+    for utt, row in want.items():
+        assert np.allclose(scores[utt], row, atol=1e-5)
+        assert np.allclose(llrs[utt], calibration.transform(scores[utt]), atol=1e-5)
+    found = manifest_labels(read_truth(tmp_path / "f.rttm"), hop)
+    assert all(((llrs[utt] < 0) == (found[utt] == 0)).all() for utt in want)
+    fakes = sum((row < 0).any() for row in llrs.values())
+    assert f"{fakes} with fake stretches at the threshold 0" in done.stdout
+    judged = quick(
+        "evaluate", tmp_path / "f.csv", "--truth", ROOT / "data_samples", "--subset", "dev", "-c", "llr"
+    )
+    assert judged.returncode == 0 and "Cllr" in judged.stdout
+
+
+def test_threshold_rttm_and_archives_can_be_chosen(localizer, tmp_path):
+    sound = ROOT / "data_samples/audio/S0221.flac"
+    options = ["-o", tmp_path / "one.npz", "--rttm", tmp_path / "a/found.txt", "--threshold", "1e9"]
+    done = quick("localize", localizer, sound, *options)
+    assert done.returncode == 0 and "1 with fake stretches at the threshold 1e+09" in done.stdout, done.stderr
+    assert read_truth(tmp_path / "a/found.txt", {"S0221": 1.92}).utterances.label.tolist() == ["spoof"]
+    scores, hop = read_frame_scores(tmp_path / "one.npz")  # one number a frame: the calibrated one
+    quick("localize", localizer, sound, "-o", tmp_path / "one.csv")
+    llrs, _ = read_frame_scores(tmp_path / "one.csv", column="llr")
+    assert np.allclose(scores["S0221"], llrs["S0221"], atol=1e-5)
+    assert (tmp_path / "one.rttm").is_file()
+
+
+def test_localize_refuses(localizer, model, tmp_path):
+    sound = ROOT / "data_samples/audio/S0221.flac"
+    for words, message in (
+        ([model, sound], "it is no localizer; use `wedefense-nb score`"),
+        ([localizer, sound, "-o", tmp_path / "f.txt"], "written as .csv or .npz"),
+        ([localizer, sound, "-o", tmp_path / "f.csv", "--rttm", tmp_path / "f.csv"], "written as .csv or .npz"),
+        ([localizer, ROOT / "data_samples", "--split", "test"], "no recordings in split 'test'"),
+    ):
+        done = quick("localize", *words)
+        assert done.returncode == 1 and message in done.stderr, done
+    done = quick("score", localizer, sound, "-o", tmp_path / "s.csv")
+    assert done.returncode == 1 and "which scores frames; use `wedefense-nb localize`" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    bare = tmp_path / "bare"
+    save_model(build("frame_linear", front_options={"n_mels": 40}), bare)
+    done = quick("localize", bare, sound, "-o", tmp_path / "f.csv")
+    assert "(not calibrated: llr = score)" in done.stdout
 
 
 # Calibrate

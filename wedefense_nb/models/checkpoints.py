@@ -126,7 +126,7 @@ def aasist_names() -> list[tuple[str, str]]:
     return pairs
 
 # %% ../../nbs/4_models/11_checkpoints.ipynb #d47f7f6c
-LAYOUTS = Registry("kind of checkpoint", "wedefense_nb.models")
+LAYOUTS = Registry("kind of checkpoint", "wedefense_nb.models", "wedefense_nb.localization")
 SEEN_2019 = (0.9 * 2580, 0.1 * 22800)  # what a loss with these weights saw of bona fide and spoof
 _CLOVA: dict[str, Any] = {"names": aasist_names(), "score": "logit", "seen": SEEN_2019}
 LAYOUTS.add("clovaai/aasist", Layout({"name": "aasist", "legacy": True, "samples": 64600}, **_CLOVA))

@@ -86,7 +86,7 @@ def logits_to_llr(
     return bona - logsumexp(attacks, axis=1) - prior_log_odds(n_bona, n_attacks.sum())
 
 # %% ../../nbs/6_scores/01_calibration.ipynb #31b60438
-def trial_weights(labels: np.ndarray, p_bonafide: float) -> np.ndarray:
+def trial_weights(labels: np.ndarray, p_bonafide: float, sizes: np.ndarray | None = None) -> np.ndarray:
     """A weight for each trial so that bona fide trials sum to `p_bonafide` and spoof trials to the rest.
 
     Parameters
@@ -94,6 +94,8 @@ def trial_weights(labels: np.ndarray, p_bonafide: float) -> np.ndarray:
     labels : numpy.ndarray, shape (N,)
         `SPOOF` or `BONAFIDE`, both present.
     p_bonafide : float
+    sizes : numpy.ndarray, shape (N,), optional
+        What a trial counts within its class, such as seconds; all the same by default.
 
     Returns
     -------
@@ -104,12 +106,15 @@ def trial_weights(labels: np.ndarray, p_bonafide: float) -> np.ndarray:
     >>> trial_weights(np.array([1, 0, 0]), p_bonafide=0.4)
     array([0.4, 0.3, 0.3])
     """
-    n_bona = (labels == BONAFIDE).sum()
-    n_spoof = len(labels) - n_bona
-    return np.where(labels == BONAFIDE, p_bonafide / n_bona, (1 - p_bonafide) / n_spoof)
+    sizes = np.ones(len(labels)) if sizes is None else sizes
+    n_bona = sizes[labels == BONAFIDE].sum()
+    n_spoof = sizes[labels == SPOOF].sum()
+    return sizes * np.where(labels == BONAFIDE, p_bonafide / n_bona, (1 - p_bonafide) / n_spoof)
 
 
-def fit_weights(x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 0.0) -> tuple[np.ndarray, float]:
+def fit_weights(
+    x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 0.0, sizes: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
     """Prior-weighted logistic regression of labels on scores (Brümmer and de Villiers, 2013).
 
     Parameters
@@ -123,6 +128,8 @@ def fit_weights(x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 
     ridge : float
         Penalty ridge/2 · Σ (weight · largest score)², in nats; without one, separable data have no
         finite weights.
+    sizes : numpy.ndarray, shape (N,), optional
+        As for `trial_weights`.
 
     Returns
     -------
@@ -131,7 +138,7 @@ def fit_weights(x: np.ndarray, y: np.ndarray, p_bonafide: float, ridge: float = 
     """
     scale = np.maximum(np.abs(x).max(0), 1e-12)  # scores in the thousands would overflow
     tau = np.log(p_bonafide) - np.log(1 - p_bonafide)
-    weight = trial_weights(y, p_bonafide) * len(y)
+    weight = trial_weights(y, p_bonafide, sizes) * len(y)
     strength = np.inf if ridge == 0 else 1 / (ridge * len(y))
     model = LogisticRegression(C=strength, solver="newton-cholesky", tol=1e-10, max_iter=200)
     with warnings.catch_warnings():
@@ -181,18 +188,24 @@ class AffineCalibration(TransformerMixin, BaseEstimator):
     def __init__(self, p_spoof: float = 0.5):
         self.p_spoof = p_spoof
 
-    def fit(self, X, y):
+    def fit(self, X, y, sample_weight=None):
         """Learn from scores (N,) or (N, 1) and labels (N,): of **dev**, never of the set that is reported.
+
+        `sample_weight` (N,) is what a trial counts within its class, such as the seconds of a frame.
 
         Raises
         ------
         ValueError
-            Scores of several systems, infinite or NaN; one class only; an impossible prior.
+            Scores of several systems, infinite or NaN; one class only; an impossible prior; weights that are not
+            positive, or not as many as scores.
         """
         bayes_threshold(self.p_spoof)  # refuses an impossible prior
         scores, y = check_trials(_one_column(X), y)
         if not np.isfinite(scores).all():
             raise ValueError("infinite scores cannot be calibrated by a straight line")
+        sizes = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+        if sizes is not None and not (sizes.shape == scores.shape and (sizes > 0).all()):
+            raise ValueError("sample_weight needs a positive number for each score")
         bona = scores[y == BONAFIDE]
         spoof = scores[y == SPOOF]
         self.separable_ = bool(bona.min() > spoof.max() or bona.max() < spoof.min())
@@ -201,7 +214,7 @@ class AffineCalibration(TransformerMixin, BaseEstimator):
             ridge = 1e-4
             remedy = "slope kept finite by a penalty; use more dev data"
             warnings.warn(f"the classes are separable: {remedy}", stacklevel=2)
-        slopes, self.b_ = fit_weights(scores[:, None], y, 1 - self.p_spoof, ridge)
+        slopes, self.b_ = fit_weights(scores[:, None], y, 1 - self.p_spoof, ridge, sizes)
         self.a_ = float(slopes[0])
         return self
 

@@ -173,8 +173,10 @@ FREE = ("workers", "save_every", "score_seconds")  # these change nothing that i
 def _identity(objective: Objective, train: Manifest, dev: Manifest, config: FitConfig, world: int) -> dict:
     """What must be equal for a run to be continued: objective, model, settings, data, number of processes."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in FREE}
+    own = {f"objective {name}": value for name, value in objective.options.items()}
     return {
         "objective": type(objective).__name__,
+        **own,
         "model": str(getattr(objective.model, "config", "")),
         "frozen weights": frozen_print(objective.model),
         "train": _data_print(train),

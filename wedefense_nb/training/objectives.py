@@ -7,6 +7,7 @@ __all__ = ['Objective', 'check_classes', 'Detection', 'dev_eer']
 
 # %% ../../nbs/5_training/03_objectives.ipynb #obje0004
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ class Objective(nn.Module):
     model : module
         What is trained.
 
+    Attributes
+    ----------
+    options : dict
+        Settings of its own that change what is learned; a run is continued with the same ones only.
+
     Examples
     --------
     >>> class Smallness(Objective):
@@ -44,6 +50,7 @@ class Objective(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self.options: dict[str, Any] = {}
 
     def forward(self, batch: Batch, epoch: int = 0, progress: float = 1.0) -> Tensor:
         """The loss of a batch, a scalar.
