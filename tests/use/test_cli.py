@@ -21,6 +21,7 @@ from tests.training.runs import tiny_recipe
 from tests.use.shell import PROGRAM, command, environment, quick
 from wedefense_nb import __version__
 from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.use import cli
 
 COMMANDS = (
     "demo",
@@ -31,6 +32,7 @@ COMMANDS = (
     "shard",
     "extract",
     "score",
+    "localize",
     "evaluate",
     "calibrate",
     "fuse",
@@ -129,6 +131,16 @@ def run(finished, corpus):
     home, done = finished
     assert done.returncode == 0, done.stderr[-2000:]
     return home / "runs" / f"demo-{corpus.name}"
+
+
+def test_a_table_with_columns_of_its_own_is_shown_as_it_is(tmp_path, capsys):
+    rows = [{"set": "dev", "metric": "point EER", "resolution": 0.02, "value": 0.25}]
+    rows.append({"set": "dev", "metric": "range EER", "resolution": None, "value": 0.123456})
+    (tmp_path / "result.json").write_text(json.dumps({"metrics": rows}))
+    cli._report_run(tmp_path, "localization")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["set", "metric", "resolution", "value"]
+    assert lines[3].split() == ["dev", "range", "EER", "0.1235"]
 
 
 def test_progress_is_streamed_with_the_time_left(finished):

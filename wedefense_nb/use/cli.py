@@ -135,7 +135,12 @@ def _report_run(folder: Path, recipe: str) -> None:
     result = folder / "result.json"
     metrics = json.loads(result.read_text()).get("metrics") if result.is_file() else None
     if metrics:
-        typer.echo("\n" + show(pd.DataFrame(metrics)).to_string() + "\n")
+        table = pd.DataFrame(metrics)
+        if "system" in table:
+            shown = show(table).to_string()
+        else:  # a recipe's own columns
+            shown = table.round(4).to_string(index=False, na_rep="")
+        typer.echo(f"\n{shown}\n")
     typer.echo(f"notebook   {folder / f'{recipe}.ipynb'}")
     typer.echo(f"page       {folder / f'{recipe}.html'}")
     typer.echo(f"run folder {folder}")
