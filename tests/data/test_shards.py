@@ -410,6 +410,26 @@ def test_a_truncated_shard_is_named_and_its_broken_recording_never_comes(packed,
         read_shards(tmp_path)
 
 
+def test_a_broken_header_is_named_where_nothing_else_counts(small, tmp_path):
+    """In WeDefense's layout, which has neither counts nor checksums."""
+    path = sorted(wedefense(tmp_path, small).glob("*.tar"))[0]
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as whole:
+        at = whole.getmembers()[-2].offset
+    data[at + 3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ManifestError, match="what follows it is lost|truncated"):
+        list(shards.samples(path))
+
+
+def test_a_changed_note_is_damage(packed, tmp_path):
+    data = (packed.root / "shard-00000.tar").read_bytes()
+    assert b'"split": "train"' in data
+    (tmp_path / "a.tar").write_bytes(data.replace(b'"split": "train"', b'"split": "trajn"', 1))
+    with pytest.raises(ManifestError, match="json: damaged"):
+        list(shards.samples(tmp_path / "a.tar"))
+
+
 def test_what_was_there_before_stays_in_the_index(packed, tmp_path):
     urls = sorted(str(p) for p in packed.root.glob("*.tar"))
     first = fetch_shards(urls[:1], tmp_path)
