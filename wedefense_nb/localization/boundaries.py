@@ -372,23 +372,16 @@ class BAM(Localizer):
         _, steps, edges = self.backbone.both(*self.features(wave, lengths))
         return edges.sigmoid() * frame_mask(steps, edges.shape[1]), steps
 
-    def loss(
-        self,
-        wave: Tensor,
-        lengths: Tensor,
-        labels: Tensor,
-        weights: Tensor | None = None,
-        change=None,
-        utterance_labels: Tensor | None = None,
-        share: float = 0.5,
-    ) -> Tensor:
-        """As `Localizer.loss`, and `boundary_weight` times `balanced_bce` of the boundaries of labels (B, N)."""
+    def loss_of_frames(
+        self, wave: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None, change
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """That of `Localizer`, and `boundary_weight` times `balanced_bce` of the boundaries of labels (B, N)."""
         vectors, steps, edges = self.backbone.both(*self.features(wave, lengths, change))
         loss = frame_loss(self.head, vectors, steps, labels, weights)
         known = frame_mask(steps, edges.shape[1]) & (labels >= 0)
         targets = boundary_targets(labels.masked_fill(~known, -1))
         loss = loss + self.boundary_weight * balanced_bce(edges, targets, known, legacy=self.legacy)
-        return self._jointly(loss, vectors, steps, utterance_labels, share)
+        return loss, vectors, steps
 
 
 _BAM = arxiv(

@@ -298,9 +298,18 @@ class Localizer(nn.Module):
         ValueError
             Labels on another grid.
         """
-        vectors, frames = self.frame_embed(wave, lengths, change)
-        loss = frame_loss(self.head, vectors, frames, labels, weights)
+        loss, vectors, frames = self.loss_of_frames(wave, lengths, labels, weights, change)
         return self._jointly(loss, vectors, frames, utterance_labels, share)
+
+    def loss_of_frames(
+        self, wave: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None, change
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of the frames alone, the embeddings (B, F, E) that it comes from, and frames (B,).
+
+        A kind of localizer that minimises more than its head's loss writes this method; arguments as for `loss`.
+        """
+        vectors, frames = self.frame_embed(wave, lengths, change)
+        return frame_loss(self.head, vectors, frames, labels, weights), vectors, frames
 
     def _jointly(
         self, loss: Tensor, vectors: Tensor, frames: Tensor, labels: Tensor | None, share: float
@@ -816,17 +825,10 @@ class MultiResolution(Localizer):
             found[hop] = frame_logits(head, vectors, frames), frames
         return found
 
-    def loss(
-        self,
-        wave: Tensor,
-        lengths: Tensor,
-        labels: Tensor,
-        weights: Tensor | None = None,
-        change=None,
-        utterance_labels: Tensor | None = None,
-        share: float = 0.5,
-    ) -> Tensor:
-        """The sum of the losses at all resolutions; labels (B, F) are on the finest grid, see `Localizer.loss`."""
+    def loss_of_frames(
+        self, wave: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None, change
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum of the losses at all resolutions; labels (B, F) are on the finest grid."""
         made = self.backbone(*self.features(wave, lengths, change))
         finest = self.scales[0]
         head, vectors, frames = self._branch(finest, made)
@@ -838,7 +840,7 @@ class MultiResolution(Localizer):
             missing = coarse.shape[1] - grouped.shape[1]  # the published grid may be shorter, or longer by one
             grouped = nn.functional.pad(grouped, (0, max(0, missing)), value=-1)[:, : coarse.shape[1]]
             total = total + frame_loss(head, coarse, n, grouped, weights)
-        return self._jointly(total, vectors, frames, utterance_labels, share)
+        return total, vectors, frames
 
 
 _TITLE = "The PartialSpoof database and countermeasures for the detection of short fake speech segments"

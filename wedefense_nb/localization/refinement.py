@@ -260,17 +260,10 @@ class TDL(Localizer):
         steps = super().steps(frames)
         return steps.clamp(max=self.backbone.steps_at_most) if self.legacy else steps
 
-    def loss(
-        self,
-        wave: Tensor,
-        lengths: Tensor,
-        labels: Tensor,
-        weights: Tensor | None = None,
-        change=None,
-        utterance_labels: Tensor | None = None,
-        share: float = 0.5,
-    ) -> Tensor:
-        """As `Localizer.loss`, and `embedding_weight` times `resemblance_loss`; labels are (B, steps)."""
+    def loss_of_frames(
+        self, wave: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None, change
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """That of `Localizer`, and `embedding_weight` times `resemblance_loss`; labels are (B, steps)."""
         feats, frames = self.features(wave, lengths, change)
         vectors, steps, embedding = self.backbone.both(feats, frames)
         real = frame_mask(steps, labels.shape[1])
@@ -285,7 +278,7 @@ class TDL(Localizer):
         else:
             loss = frame_loss(self.head, vectors, steps, labels, weights)
         loss = loss + self.embedding_weight * resemblance_loss(embedding, of_frames, legacy=self.legacy)
-        return self._jointly(loss, vectors[:, : labels.shape[1]], steps, utterance_labels, share)
+        return loss, vectors[:, : labels.shape[1]], steps
 
 
 _TDL = arxiv(
@@ -599,17 +592,10 @@ class CFPRF(Localizer):
         self.boundary_weight = boundary_weight
         self.legacy = legacy
 
-    def loss(
-        self,
-        wave: Tensor,
-        lengths: Tensor,
-        labels: Tensor,
-        weights: Tensor | None = None,
-        change=None,
-        utterance_labels: Tensor | None = None,
-        share: float = 0.5,
-    ) -> Tensor:
-        """As `Localizer.loss`, with the losses of embeddings and boundaries."""
+    def loss_of_frames(
+        self, wave: Tensor, lengths: Tensor, labels: Tensor, weights: Tensor | None, change
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """That of `Localizer`, with the losses of embeddings and boundaries."""
         feats, frames = self.features(wave, lengths, change)
         vectors, embedding, edges = self.backbone.all(feats, frames)
         loss = frame_loss(self.head, vectors, frames, labels, weights)
@@ -619,7 +605,7 @@ class CFPRF(Localizer):
             wanted = nn.functional.one_hot(boundary_targets(labels)[known], 2)
             loss = loss + self.boundary_weight * (edges[known] - wanted).square().mean()
         loss = loss + self.contrast * resemblance_loss(embedding, labels, legacy=self.legacy)
-        return self._jointly(loss, vectors, frames, utterance_labels, share)
+        return loss, vectors, frames
 
 
 _CFPRF = arxiv(
