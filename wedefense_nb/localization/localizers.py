@@ -7,10 +7,9 @@ __all__ = ['front_hop', 'front_frames', 'soft_min', 'UtteranceScore', 'Localizer
            'LocalizerEntry', 'register_localizer', 'frame_linear', 'frame_res1d', 'frame_nes2net', 'frame_nes2net_x',
            'frame_lcnn_lstm', 'frame_resnet18', 'FrameVectors', 'frame_mhfa', 'frame_sls', 'group_labels', 'halve',
            'Halvings', 'ScaleBranch', 'MultiResolution', 'frame_gmlp', 'multi_gmlp', 'SlidingWindow', 'sliding_window',
-           'pieces', 'localize', 'load_localizer']
+           'pieces', 'localize', 'stored_samples', 'load_localizer']
 
 # %% ../../nbs/7_localization/04_localizers.ipynb #loc00004
-import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,7 +35,7 @@ from ..models.ssl_backends import MHFAPool, SLSPool, WedefenseFront, portable, s
 from ..models.ssl_networks import GMLPBlock, Nes2Net, Res1D, patch_max
 from ..registry import unknown
 from ..task import BONAFIDE, SPOOF
-from ..training.scoring import bar_options
+from ..training.scoring import bar_options, evaluating
 
 # %% ../../nbs/7_localization/04_localizers.ipynb #loc00011
 def front_hop(front: nn.Module) -> int:
@@ -1081,46 +1080,39 @@ def localize(
         raise ValueError("there are no recordings to localize")
     if not 2 * context < longest:
         raise ValueError(f"pieces of {longest} s with {context} s of context at both sides keep nothing")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    autocast = contextlib.nullcontext
-    plain = model
-    plan = [[i for _, i in keys] for keys in eval_batches(manifest, batch_size, batch_seconds)]
-    if accelerator is not None:
-        plan = plan[accelerator.process_index :: accelerator.num_processes]  # nothing twice, nothing left out
-        progress = progress and accelerator.is_main_process
-        plain = accelerator.unwrap_model(model)
-        device = accelerator.device
-        autocast = accelerator.autocast
-    training = model.training
-    plain.to(device).eval()
+    whole_plan = eval_batches(manifest, batch_size, batch_seconds)
     durations = manifest.utterances.duration.to_numpy()
-    short = [[(0, i) for i in batch if not durations[i] > longest] for batch in plan]
-    long = [i for batch in plan for i in batch if durations[i] > longest]
     dataset = open_dataset(manifest)
-    samples_of = _samples(manifest)
+    samples_of = stored_samples(manifest)
     found = {}
-    bar = tqdm(total=sum(map(len, plan)), desc="localize", leave=False, **bar_options(progress))
-    with autocast():
-        for batch in loader(dataset, [keys for keys in short if keys], workers):
-            batch = batch.to(device)
-            logits, frames = plain(batch.wave, batch.lengths)
-            scores = plain.score(logits).cpu().numpy()
-            for row, utt in enumerate(batch.utts):
-                samples = samples_of.get(utt, int(batch.lengths[row]))
-                found[utt] = cover(scores[row, : int(frames[row])], samples, plain.hop, "fit", utt)
-            bar.update(len(batch.utts))
-        for i in long:
-            utt = dataset.utts[i]
-            scores, samples = _in_pieces(plain, dataset.open(i), longest, context, bool(samples_of), device)
-            found[utt] = cover(scores, samples_of.get(utt, samples), plain.hop, "fit", utt)
-            bar.update(1)
-    bar.close()
-    plain.train(training)
+    with evaluating(model, whole_plan, progress, accelerator) as (plain, device, plan, shown):
+        short = [[(0, i) for _, i in keys if not durations[i] > longest] for keys in plan]
+        long = [i for keys in plan for _, i in keys if durations[i] > longest]
+        with tqdm(total=sum(map(len, plan)), desc="localize", leave=False, **bar_options(shown)) as bar:
+            for batch in loader(dataset, [keys for keys in short if keys], workers):
+                batch = batch.to(device)
+                logits, frames = plain(batch.wave, batch.lengths)
+                scores = plain.score(logits).cpu().numpy()
+                for row, utt in enumerate(batch.utts):
+                    samples = samples_of.get(utt, int(batch.lengths[row]))
+                    found[utt] = cover(scores[row, : int(frames[row])], samples, plain.hop, "fit", utt)
+                bar.update(len(batch.utts))
+            for i in long:
+                utt = dataset.utts[i]
+                scores, samples = _in_pieces(plain, dataset.open(i), longest, context, bool(samples_of), device)
+                found[utt] = cover(scores, samples_of.get(utt, samples), plain.hop, "fit", utt)
+                bar.update(1)
     return _in_order(found, manifest, accelerator)
 
 # %% ../../nbs/7_localization/04_localizers.ipynb #loc00061
-def _samples(manifest: Manifest) -> dict[str, int]:
-    """Samples of recordings whose features alone are on disk; of sounds nothing: their files know."""
+def stored_samples(manifest: Manifest) -> dict[str, int]:
+    """Samples of recordings whose features alone are on disk; of sounds nothing: their files know.
+
+    Returns
+    -------
+    dict of utt to int
+        Empty for a manifest of sounds.
+    """
     if not holds_features(manifest):
         return {}
     u = manifest.utterances

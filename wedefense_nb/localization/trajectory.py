@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..data.audio import SAMPLE_RATE
 from ..data.batches import eval_batches, frame_mask, loader
 from ..data.manifest import Manifest
-from ..features.stored import holds_features, open_dataset
+from ..features.stored import open_dataset
 from .frames import cover
-from .localizers import Localizer, front_hop, register_localizer
+from .localizers import Localizer, front_hop, register_localizer, stored_samples
 from .metrics import frame_auc
 from ..models.detector import arxiv
 from ..models.losses import Head
@@ -269,8 +269,7 @@ def layer_scores(
     hop = front_hop(front) / SAMPLE_RATE
     backbone = Trajectory(curve, width, standard)
     plan = eval_batches(manifest, batch_size, batch_seconds)
-    u = manifest.utterances
-    on_disk = dict(zip(u.utt, u.duration * SAMPLE_RATE, strict=True)) if holds_features(manifest) else {}
+    samples_of = stored_samples(manifest)
     found: dict[str, np.ndarray] = {}
     for batch in loader(open_dataset(manifest), plan):
         feats, frames = front(batch.wave, batch.lengths)
@@ -279,10 +278,10 @@ def layer_scores(
         values, _ = backbone(layers.flatten(0, 1), frames.repeat_interleave(count))
         scores = values[..., 0].unflatten(0, (-1, count)).cpu().numpy()
         for row, utt in enumerate(batch.utts):
-            samples = round(on_disk.get(utt, float(batch.lengths[row])))
+            samples = samples_of.get(utt, int(batch.lengths[row]))
             kept = scores[row, :, : int(frames[row])]
             found[utt] = np.stack([cover(one, samples, hop, "fit", utt) for one in kept])
-    return [{utt: found[utt][layer] for utt in u.utt} for layer in range(count)]
+    return [{utt: found[utt][layer] for utt in manifest.utterances.utt} for layer in range(count)]
 
 
 def rank_on_dev(
