@@ -22,7 +22,7 @@ import pandas as pd
 from ..data.manifest import Manifest
 from ..data.parsers.partial import ArraysOnly, read_rttm
 from ..files import atomic
-from .frames import frame_step
+from .frames import frame_step, numbered
 from ..task import LABELS
 from ..untrusted import read_text
 
@@ -111,7 +111,7 @@ def _recordings(table: _Text, utts: pd.Series, frames: np.ndarray, scores: np.nd
     order = np.arange(len(codes)) if rising.all() else np.lexsort((frames, codes))
     counts = np.bincount(codes)
     begin = np.cumsum(counts) - counts
-    wanted = np.arange(len(codes)) - np.repeat(begin, counts)
+    wanted = numbered(counts)
     found = frames[order]
     wrong = np.flatnonzero(found != wanted)
     if len(wrong):
@@ -396,7 +396,7 @@ def write_frame_scores(scores: Mapping[str, Any], path, hop: float, llrs: Mappin
     if path.suffix != ".csv":
         raise ValueError(f"{path}: frame scores are written as .csv or .npz")
     counts = np.array([len(row) for row in arrays.values()])
-    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    number = numbered(counts)
     columns = {"utt": np.repeat(np.array(list(arrays), dtype=object), counts)}
     columns["start"] = np.round(number * hop, 7)
     columns["end"] = np.round((number + 1) * hop, 7)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TICK_RATE', 'Scores', 'METHODS', 'PEEK', 'Judged', 'Ranking', 'judge', 'Frames', 'frames_at', 'point_eer',
-           'frame_auc', 'range_eer', 'utterance_scores', 'utterance_eer', 'Threshold', 'find_threshold', 'frame_rates',
-           'match_boundaries', 'boundary_rates', 'frame_calibration', 'calibrated', 'llr_costs', 'draw_utterances',
-           'eer_replicates', 'auc_replicates', 'localization_report']
+           'frame_auc', 'range_eer', 'utterance_scores', 'utterance_eer', 'Threshold', 'find_threshold',
+           'threshold_value', 'frame_rates', 'match_boundaries', 'boundary_rates', 'frame_calibration', 'calibrated',
+           'llr_costs', 'draw_utterances', 'eer_replicates', 'auc_replicates', 'localization_report']
 
 # %% ../../nbs/7_localization/02_metrics.ipynb #loc20004
 import warnings
@@ -25,7 +25,15 @@ from tqdm import tqdm
 
 from ..data.audio import SAMPLE_RATE
 from ..data.manifest import Manifest
-from .frames import Timeline, by_rule, cover_all, frame_count, frame_step, timeline
+from wedefense_nb.localization.frames import (
+    Timeline,
+    by_rule,
+    cover_all,
+    frame_count,
+    frame_step,
+    numbered,
+    timeline,
+)
 from ..metrics import Counts, act_dcf, auc, cllr, cost_weights, draw_weights, eer, min_cllr, min_dcf
 from ..registry import unknown
 from ..scores.calibration import AffineCalibration, eer_threshold
@@ -266,7 +274,7 @@ def frames_at(judged: Judged, resolution: float | None = None, rule: str = "any"
         return Frames(judged.ranking, labels, 1 - labels, judged.counts, what)
     labels = judged.line.labels(resolution, rule).astype(np.int8)
     coarse = frame_count(judged.line.samples, resolution)
-    number = np.arange(len(labels)) - np.repeat(np.cumsum(coarse) - coarse, coarse)
+    number = numbered(coarse)
     groups = np.minimum.reduceat(judged.scores, np.repeat(judged.first, coarse) + k * number)
     return Frames(Ranking(groups), labels, 1 - labels, coarse, what)
 
@@ -281,7 +289,7 @@ def _finer(judged: Judged, resolution: float, rule: str, what: str) -> Frames:
     mixed = np.flatnonzero((spoofed > 0) & (spoofed < total))
     owner = np.searchsorted(judged.first, mixed, side="right") - 1
     many = pieces[mixed]
-    within = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
+    within = numbered(many)
     number = np.repeat(k * (mixed - judged.first[owner]), many) + within
     starts, ends = judged.line.spans(np.repeat(owner, many), number, resolution)
     inside = judged.line.spoofed(ends) - judged.line.spoofed(starts)
@@ -506,19 +514,39 @@ def _best_f1(counts: Counts) -> float:
     return float((counts.scores[k - 1] + counts.scores[k]) / 2)
 
 
-def _value(judged: Judged, threshold: "Threshold | float", allow: str) -> float:
-    """The number of a threshold; ValueError if it was found on these recordings and nobody allows that."""
-    if not isinstance(threshold, Threshold):
-        if np.isnan(threshold):
-            raise ValueError("NaN is not a threshold")
-        return float(threshold)
+def threshold_value(threshold: "Threshold | float", judged: Judged | None = None, allow: str = "") -> float:
+    """The number of a threshold, if it may be used.
+
+    Parameters
+    ----------
+    threshold : Threshold or float
+    judged : Judged, optional
+        What it shall be used on: a `Threshold` that was found on some of these recordings is refused.
+    allow : str
+        `PEEK`, for those who want that.
+
+    Raises
+    ------
+    ValueError
+        NaN; or one that was found on recordings that are judged.
+
+    Examples
+    --------
+    >>> threshold_value(Threshold(0.5, "eer", frozenset(["a"])))
+    0.5
+    """
+    value = threshold.value if isinstance(threshold, Threshold) else float(threshold)
+    if np.isnan(value):
+        raise ValueError("NaN is not a threshold")
+    if judged is None or not isinstance(threshold, Threshold):
+        return value
     shared = threshold.utts.intersection(judged.line.utts)
     if shared and allow != PEEK:
         what = (
             f"the threshold was found on {len(shared)} of these recordings ({min(shared)}…): results would flatter"
         )
         raise ValueError(f"{what}; find it on dev, or ask for it in words: allow={PEEK!r}")
-    return threshold.value
+    return value
 
 # %% ../../nbs/7_localization/02_metrics.ipynb #loc20027
 def _confusion(judged: Judged, value: float) -> np.ndarray:
@@ -592,7 +620,7 @@ def frame_rates(
     if positive not in LABELS:
         raise unknown("class", positive, LABELS)
     judged = judge(scores, truth, hop, rest)
-    value = _value(judged, threshold, allow)
+    value = threshold_value(threshold, judged, allow)
     sums = _confusion(judged, value).sum(axis=0)
     _both_classes(sums[1] + sums[3], sums[0] + sums[2], "frame")
     called = sums[0] + sums[1] if positive == "spoof" else sums[2] + sums[3]
@@ -625,7 +653,7 @@ def match_boundaries(true: np.ndarray, found: np.ndarray, tolerance: int) -> tup
     begin = np.searchsorted(found, true - tolerance)
     many = np.searchsorted(found, true + tolerance, side="right") - begin  # candidates of each true position
     i = np.repeat(np.arange(len(true)), many)
-    j = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many) + np.repeat(begin, many)
+    j = numbered(many) + np.repeat(begin, many)
     far = np.abs(true[i] - found[j]).astype(np.int64)
     size = len(true) + len(found)
     graph = coo_array((np.ones(len(i), dtype=np.int8), (i, len(true) + j)), shape=(size, size))
@@ -748,7 +776,7 @@ def boundary_rates(
     {'precision': 1.0, 'recall': 1.0, 'f1': 1.0, 'error': 0.01}
     """
     judged = judge(scores, truth, hop, rest)
-    sums = _boundary_sums(judged, _value(judged, threshold, allow), tolerance).sum(axis=0)
+    sums = _boundary_sums(judged, threshold_value(threshold, judged, allow), tolerance).sum(axis=0)
     if sums[0] == 0:
         raise ValueError("the truth has no boundaries: nothing can be found")
     return {name: float(rate) for name, rate in _boundary_rates(sums).items()}
@@ -1042,7 +1070,7 @@ def localization_report(
     if threshold is not None:
         if positive not in LABELS:
             raise unknown("class", positive, LABELS)
-        value = _value(judged, threshold, allow)
+        value = threshold_value(threshold, judged, allow)
         confusion = _confusion(judged, value)
         drawn = _rates(_sums(draws, confusion), positive)
         for name, rate in _rates(confusion.sum(axis=0), positive).items():

@@ -15,9 +15,10 @@ import pandas as pd
 
 from ..data.audio import SAMPLE_RATE
 from ..data.manifest import Manifest
-from .frames import cover, frame_step
+from .frames import cover, frame_edges, numbered, spoof_runs
 from ..metrics import draw_weights
 from ..registry import unknown
+from ..task import BONAFIDE, SPOOF
 
 # %% ../../nbs/7_localization/03_proposals.ipynb #prop0007
 def _share(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -162,8 +163,7 @@ def _pairs(proposal_of: np.ndarray, a: np.ndarray, stretch_of: np.ndarray, b: np
     kept = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0))]
     for rows in np.split(np.arange(len(a)), np.unique(cuts)):
         i = np.repeat(rows, count[rows])
-        within = np.arange(len(i)) - np.repeat(np.cumsum(count[rows]) - count[rows], count[rows])
-        j = first[i] + within
+        j = first[i] + numbered(count[rows])
         share = _share(a[i], b[j])
         meets = share > 0
         kept.append((i[meets], j[meets], share[meets]))
@@ -336,15 +336,13 @@ def _edges(scores, hop: float, samples: int) -> tuple[np.ndarray, np.ndarray]:
     if scores.ndim != 1 or np.isnan(scores).any():
         raise ValueError(f"frame scores are one-dimensional and not NaN, got the shape {scores.shape}")
     scores = cover(scores, samples, hop)
-    step = frame_step(hop)
-    times = np.append(np.arange(len(scores)) * step.numerator // step.denominator, samples) / SAMPLE_RATE
-    return scores, times
+    return scores, frame_edges(np.arange(len(scores) + 1), hop, samples) / SAMPLE_RATE
 
 
 def _runs(below: np.ndarray) -> np.ndarray:
     """First frame and frame after the last of every run of ones: (R, 2)."""
-    steps = np.diff(np.concatenate([[0], below.astype(np.int8), [0]]))
-    return np.stack([np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)], axis=1)
+    first, behind, _ = spoof_runs(np.where(below, SPOOF, BONAFIDE), np.array([len(below)]))
+    return np.stack([first, behind], axis=1)
 
 
 def runs_to_proposals(

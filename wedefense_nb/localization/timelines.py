@@ -16,15 +16,15 @@ import pandas as pd
 from ..book import COLORS
 from ..data.audio import SAMPLE_RATE, play, plot_spectrogram
 from ..data.manifest import Manifest
-from .frames import Timeline, cover, frames_to_segments, lay_out
+from .frames import Timeline, cover, frames_to_segments, lay_out, one_recording
 from wedefense_nb.localization.metrics import (
-    PEEK,
     TICK_RATE,
     Judged,
     Scores,
     Threshold,
     draw_utterances,
     judge,
+    threshold_value,
 )
 from ..task import BONAFIDE, LABELS, SPOOF
 
@@ -58,20 +58,7 @@ def decided(scores, hop: float, threshold: Threshold | float, samples: int, rest
     covered = cover(np.asarray(scores, dtype=float), samples, hop, rest)
     if np.isnan(covered).any():
         raise ValueError(f"{np.isnan(covered).sum()} frame scores are NaN: nothing can be decided there")
-    return frames_to_segments(np.where(covered >= _number(threshold), BONAFIDE, SPOOF), hop, samples)
-
-
-def _number(threshold: Threshold | float) -> float:
-    value = threshold.value if isinstance(threshold, Threshold) else float(threshold)
-    if np.isnan(value):
-        raise ValueError("NaN is not a threshold")
-    return value
-
-
-def _one(stretches, samples: int) -> Timeline:
-    """One recording with some stretches (N, 2) in seconds."""
-    rows = np.asarray(stretches, dtype=float).reshape(-1, 2)
-    return lay_out(["the recording"], [samples], np.zeros(len(rows), dtype=np.int64), rows)
+    return frames_to_segments(np.where(covered >= threshold_value(threshold), BONAFIDE, SPOOF), hop, samples)
 
 
 def _overlap(a: Timeline, b: Timeline) -> int:
@@ -108,12 +95,12 @@ def in_words(
     >>> in_words([1.0, -2.0, -1.0, 3.0, 2.0], 0.02, 0.0, 1600, fakes=[[0.03, 0.08]], title="S1")
     'S1, 0.10 s: called fake from 0.02 to 0.06 s. In truth fake from 0.03 to 0.08 s: 70 % of the time is right.'
     """
-    called = _one(decided(scores, hop, threshold, samples, rest), samples)
+    called = one_recording(decided(scores, hop, threshold, samples, rest), samples)
     name = f"{title}, " if title else ""
     text = f"{name}{samples / SAMPLE_RATE:.2f} s: called fake {_stretches_text(called)}."
     if fakes is None:
         return text
-    true = _one(fakes, samples)
+    true = one_recording(fakes, samples)
     wrong = sum(int((x.ends - x.starts).sum()) for x in (called, true)) - 2 * _overlap(called, true)
     right = 100 * (1 - wrong / samples)
     return f"{text} In truth fake {_stretches_text(true)}: {right:.0f} % of the time is right."
@@ -180,8 +167,10 @@ def plot_timeline(
 
     wave = np.asarray(wave)
     samples = len(wave)
-    called = _one(decided(scores, hop, threshold, samples, rest), samples)
-    strips = {"decision": called} if fakes is None else {"truth": _one(fakes, samples), "decision": called}
+    called = one_recording(decided(scores, hop, threshold, samples, rest), samples)
+    strips = (
+        {"decision": called} if fakes is None else {"truth": one_recording(fakes, samples), "decision": called}
+    )
     fig, axes = plt.subplots(4, 1, figsize=(7, 5), sharex=True, height_ratios=[2, 3, 2, 0.5 * len(strips)])
     times, least, greatest = _envelope(wave)
     colours = np.full(len(times), "grey", dtype=object)
@@ -191,7 +180,7 @@ def plot_timeline(
     axes[0].vlines(times, least, greatest, colors=colours.tolist(), lw=1.6)
     plot_spectrogram(wave, ax=axes[1])
     covered = cover(np.asarray(scores, dtype=float), samples, hop, rest)
-    _draw_scores(axes[2], covered, hop, _number(threshold), samples)
+    _draw_scores(axes[2], covered, hop, threshold_value(threshold), samples)
     for row, line in enumerate(reversed(strips.values())):
         _strip(axes[3], line, row)
     axes[0].set(ylabel="amplitude", title=title, xlim=(0, samples / SAMPLE_RATE))
@@ -296,20 +285,20 @@ def player(
     wave = np.asarray(wave, dtype=np.float32)
     samples = len(wave)
     seconds = samples / SAMPLE_RATE
-    called = _one(decided(scores, hop, threshold, samples, rest), samples)
+    called = one_recording(decided(scores, hop, threshold, samples, rest), samples)
     times, least, greatest = _envelope(wave / max(1e-9, float(np.abs(wave).max())))
     if fakes is None:
         waveform = _bars(times, least, greatest, seconds, "grey")
         strips = ""
     else:
-        true = _one(fakes, samples)
+        true = one_recording(fakes, samples)
         fake = _inside(times, true)
         kinds = ((~fake, COLORS["bonafide"]), (fake, COLORS["spoof"]))
         waveform = "".join(_bars(times[x], least[x], greatest[x], seconds, colour) for x, colour in kinds)
         strips = _bar(true, 166, "truth")
     covered = cover(np.asarray(scores, dtype=float), samples, hop, rest)
     strips += _bar(called, 184, "decision")
-    drawn = waveform + _score_path(covered, hop, _number(threshold), seconds) + strips
+    drawn = waveform + _score_path(covered, hop, threshold_value(threshold), seconds) + strips
     label = html.escape(in_words(scores, hop, threshold, samples, fakes, title, rest))
     slider = f'role="slider" tabindex="0" aria-label="{label}" aria-valuemin="0" aria-valuemax="{seconds:.2f}"'
     picture = (
@@ -346,15 +335,6 @@ def page(parts: Iterable, title: str = "Timelines") -> str:
     return f"{top}<title>{name}</title>\n<body>\n<h1>{name}</h1>\n{bodies}\n</body>\n</html>\n"
 
 # %% ../../nbs/7_localization/09_timelines.ipynb #time0021
-def _fixed(judged: Judged, threshold: Threshold | float, allow: str) -> float:
-    """The number of a threshold, if it was not found on these recordings or somebody allows that."""
-    shared = threshold.utts.intersection(judged.line.utts) if isinstance(threshold, Threshold) else frozenset()
-    if shared and allow != PEEK:
-        what = f"the threshold was found on {len(shared)} of these recordings ({min(shared)}…)"
-        raise ValueError(f"{what}: errors would flatter; find it on dev, or ask for it in words: allow={PEEK!r}")
-    return _number(threshold)
-
-
 def _per_recording(judged: Judged, values: np.ndarray) -> np.ndarray:
     """Sums over the frames of each recording (U,), of values of frames (N,) in ticks, in seconds."""
     return np.add.reduceat(values, judged.first, dtype=np.int64) / TICK_RATE
@@ -399,7 +379,7 @@ def recording_errors(
     [[0.05, 0.02, 0.01, 0.3]]
     """
     judged = judge(scores, truth, hop, rest)
-    accepted = judged.scores >= _fixed(judged, threshold, allow)
+    accepted = judged.scores >= threshold_value(threshold, judged, allow)
     bona, spoof = judged.time
     missed, alarms = _per_recording(judged, spoof * accepted), _per_recording(judged, bona * ~accepted)
     fake = _per_recording(judged, spoof)
@@ -457,7 +437,7 @@ def plot_gallery(
     import matplotlib.pyplot as plt
 
     judged = judge(scores, truth, hop, rest)
-    value = _number(threshold)
+    value = threshold_value(threshold)
     index = pd.Index(judged.line.utts)
     fig, axes = plt.subplots(len(chosen), 2, figsize=(7, 0.85 * len(chosen) + 0.5), sharex=True, squeeze=False)
     for (above, below), row in zip(axes, chosen.itertuples(), strict=True):
@@ -467,7 +447,7 @@ def plot_gallery(
         own = judged.scores[judged.first[at] : judged.first[at] + judged.counts[at]]
         _draw_scores(above, own, judged.hop, value, samples)
         _strip(below, line, 1)
-        _strip(below, _one(decided(own, judged.hop, value, samples), samples), 0)
+        _strip(below, one_recording(decided(own, judged.hop, value, samples), samples), 0)
         above.set_ylabel(f"{row.place}\n{row.utt}", rotation=0, ha="right", va="center", fontsize=8)
         below.set(yticks=[0.4, 1.4], yticklabels=["decision", "truth"], title=f"error {100 * row.error:.0f} %")
         below.title.set_fontsize(8)
@@ -556,7 +536,7 @@ def error_by_length(
     """
     names = _range_names(edges)
     judged = judge(scores, truth, hop, rest)
-    missed, length = _missed(judged, _fixed(judged, threshold, allow), judged.line)
+    missed, length = _missed(judged, threshold_value(threshold, judged, allow), judged.line)
     owner = judged.line.owner
     kind = np.searchsorted(edges, length, side="right") - 1
     inside = [kind == k for k in range(len(names))]
@@ -598,7 +578,7 @@ def error_by_distance(
     """
     names = _range_names(edges)
     judged = judge(scores, truth, hop, rest)
-    accepted = judged.scores >= _fixed(judged, threshold, allow)
+    accepted = judged.scores >= threshold_value(threshold, judged, allow)
     owner = np.repeat(np.arange(len(judged.counts)), judged.counts)
     kind = np.searchsorted(edges, _distance(judged, owner), side="right") - 1
     bona, spoof = judged.time
@@ -660,7 +640,7 @@ def error_by_attack(
     if truth is None:
         raise ValueError("attacks stand in the truth: give it, also beside judged scores")
     judged = judge(scores, truth, hop, rest)
-    value = _fixed(judged, threshold, allow)
+    value = threshold_value(threshold, judged, allow)
     line = judged.line
     fakes = _fakes(truth)
     rows = []
