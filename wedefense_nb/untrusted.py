@@ -324,7 +324,7 @@ def parse_json(text: str, name, error: type[ValueError] = ValueError) -> Any:
         raise error(f"{name}: not JSON ({wrong})") from None
 
 
-def read_mapping(path, error: type[ValueError] = ValueError) -> dict[str, Any]:
+def read_mapping(path, error: type[ValueError] = ValueError, may_be_empty: bool = False) -> dict[str, Any]:
     """Names and values of a YAML or JSON file, chosen by the suffix.
 
     Parameters
@@ -333,6 +333,8 @@ def read_mapping(path, error: type[ValueError] = ValueError) -> dict[str, Any]:
         A file whose name ends in .json, or otherwise YAML, of which only plain values are read.
     error : class
         Of the exception.
+    may_be_empty : bool
+        Nothing, or comments alone, are no names; by default they are an error.
 
     Raises
     ------
@@ -353,6 +355,8 @@ def read_mapping(path, error: type[ValueError] = ValueError) -> dict[str, Any]:
             raise error(f"{path}: {context} is not YAML ({place}{problem})") from None
         except RecursionError:
             raise error(f"{path}: nested too deeply to be read") from None
+    if found is None and may_be_empty:
+        return {}
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         kind = "is empty" if found is None else f"holds a {type(found).__name__}"
         raise error(f"{path}: expected lines of the form `name: value`, but it {kind}")

@@ -63,3 +63,11 @@ def test_settings_are_names_and_values(tmp_path):
         (tmp_path / "b.yaml").write_text(text)
         with pytest.raises(ValueError, match="b.yaml: "):
             read_mapping(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# all at their defaults\n", "---\n"])
+def test_no_names_at_all_are_an_error_unless_allowed(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match="a.yaml: expected lines of the form .* it is empty"):
+        read_mapping(tmp_path / "a.yaml")
+    assert read_mapping(tmp_path / "a.yaml", may_be_empty=True) == {}

@@ -124,6 +124,11 @@ def test_wrong_files_are_refused_in_one_line(file, text, what):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_comments_alone_changes_nothing(file):
+    file.write_text("# everything at its default\n")
+    assert merged(file=file) == {}
+
+
 def test_numbers_are_read_as_they_are_written():
     assert merged("p_spoof=1e-2") == {"p_spoof": 0.01} and merged("p_spoof=1") == {"p_spoof": 1.0}
     assert merged("crop=null")["training"]["crop"] is None

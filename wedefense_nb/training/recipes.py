@@ -25,7 +25,7 @@ import yaml
 
 from ..files import alone, atomic, locate
 from ..registry import unknown
-from ..untrusted import read_mapping, read_text
+from ..untrusted import read_mapping
 
 # %% ../../nbs/5_training/05_recipes.ipynb #c2224cde
 def find_recipe(name: str) -> Path:
@@ -156,7 +156,7 @@ def merge_parameters(recipe: Path, file: Path | None, given: list[tuple[str, str
     own = _literals(recipe)
     training = own["training"]["default"] if "training" in own else None
     fields = {} if training is None else fit_parameters(training)
-    pairs = [] if file is None else list(_from_file(file).items())
+    pairs = [] if file is None else list(read_mapping(file, may_be_empty=True).items())
     pairs += [(name, _from_text(name, text)) for name, text in given]
     values = {}
     for name, value in pairs:
@@ -178,13 +178,6 @@ def merge_parameters(recipe: Path, file: Path | None, given: list[tuple[str, str
     return merged
 
 # %% ../../nbs/5_training/05_recipes.ipynb #85885b4d
-def _from_file(file: Path) -> dict:
-    """Names and values of a YAML file."""
-    if not read_text(file).strip():
-        return {}
-    return read_mapping(file)
-
-
 def _from_text(name: str, text: str) -> Any:
     """A value as YAML reads it."""
     if not text.strip():
