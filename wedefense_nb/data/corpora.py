@@ -316,7 +316,11 @@ def counts(m: Manifest, name: str) -> pd.DataFrame:
         Index `split` and `of`: a label, an attack, or "all" where the classes were not counted apart. Columns
         `trials`, `published` and `difference` (<NA>: not published).
     """
-    u = m.utterances
+    return _counted(m.utterances, name)
+
+
+def _counted(u: pd.DataFrame, name: str) -> pd.DataFrame:
+    """As `counts`, of a table of utterances that nobody has checked yet."""
     published = pd.Series(dict(CORPORA[name].published), dtype="Int64")
     splits = set(u.split)
     published = published[[split in splits for split, _ in published.index]]
@@ -411,8 +415,7 @@ def _uncovered(listing: Listing, u: pd.DataFrame) -> list:
 
 def _other_counts(listing: Listing, name: str) -> list:
     """Problems: lists that are nearly, but not quite, as long as their owners say."""
-    u = listing.utterances.assign(duration=np.nan, sample_rate=0)
-    table = counts(Manifest(u), name)
+    table = _counted(listing.utterances, name)
     table = table[table.published.notna()]
     totals = table.groupby("split")[["trials", "published"]].sum()
     nearly = totals.index[totals.trials * 2 >= totals.published]  # fewer are a sample, and meant to be one

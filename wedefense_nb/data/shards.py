@@ -156,7 +156,7 @@ def _end_of(member: tarfile.TarInfo) -> int:
 _Members = Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]
 
 
-def _is_sound(member: tarfile.TarInfo) -> bool:
+def _is_file(member: tarfile.TarInfo) -> bool:
     """Is it an ordinary file? Others are passed over, but for one whose size is not that of its bytes."""
     if member.issparse():
         raise tarfile.ReadError(f"{member.name} has holes")
@@ -181,7 +181,7 @@ def _jump(file) -> _Members:
             end = _end_of(member)
             if end > total:
                 raise tarfile.ReadError("no end mark")
-            if _is_sound(member):
+            if _is_file(member):
                 yield member, partial(read_span, file.name, member.offset_data, member.size)
     file.seek(end)
     rest = _Counted(file)
@@ -197,7 +197,7 @@ def _read_through(file) -> _Members:
     with tarfile.open(fileobj=source, mode="r|") as tar:
         for member in tar:
             end = _end_of(member)
-            if _is_sound(member):
+            if _is_file(member):
                 yield member, partial(bytes, tar.extractfile(member).read())
     while source.read(1 << 20):
         pass
@@ -329,7 +329,7 @@ def _described(found: dict, url) -> dict:
     if "sound" not in found or not ("lab" in found or "note" in found):
         raise ManifestError(f"{url}: {key!r} needs a sound and a .lab or .json, all neighbours")
     label = found["lab"].strip() if "lab" in found else None
-    about = {name: found[name] for name in ("key", "sound", "offset", "size", "crc32")}
+    about = {part: found[part] for part in ("key", "sound", "offset", "size", "crc32")}
     if "note" in found:
         note = found["note"]
         utterance = note["utterance"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['S3PRL', 'META', 'UPSTREAMS', 'BASE', 'LARGE', 'TINY', 'HF_NAMES', 'remote_sha256', 'fetch_file', 'Pretrained',
            'find_checkpoint', 'EncoderConfig', 'conv_layers', 'translate', 'fairseq_name', 'is_encoder', 'Checkpoint',
-           'read_checkpoint']
+           'read_checkpoint', 'check_finite']
 
 # %% ../../nbs/2_features/05_pretrained.ipynb #cb3cf47a
 import ast
@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pooch
-import requests
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -41,6 +40,8 @@ def remote_sha256(url: str, timeout: float = 20.0) -> str | None:
     OSError
         The server cannot be reached (`requests.RequestException` is one).
     """
+    import requests
+
     answer = requests.head(url, allow_redirects=False, timeout=timeout)
     stated = answer.headers.get("X-Linked-Etag", "").strip('"')
     return stated if re.fullmatch(r"[0-9a-f]{64}", stated) else None
@@ -465,7 +466,8 @@ def read_checkpoint(path) -> Checkpoint:
         config = _fairseq_config(c, normalize, stacked)
     except (TypeError, AttributeError, SyntaxError) as error:
         raise ValueError(f"{path}: its configuration cannot be read ({error})") from error
-    return Checkpoint(config, _finite(own, path), _s3prl_kind(state, stacked))
+    check_finite(own, path)
+    return Checkpoint(config, own, _s3prl_kind(state, stacked))
 
 
 def _load_torch(path: Path) -> dict:
@@ -483,12 +485,31 @@ def _load_torch(path: Path) -> dict:
     return state
 
 
-def _finite(weights: dict, path: Path) -> dict:
-    """The same weights; ValueError if some are no tensors, NaN or infinite."""
-    for name, weight in weights.items():
-        if not isinstance(weight, torch.Tensor) or not torch.isfinite(weight).all():
-            raise ValueError(f"{path}: {name} is no tensor, or has weights that are NaN or infinite")
-    return weights
+def check_finite(weights: dict, name) -> None:
+    """Refuse weights with which nothing can be computed.
+
+    Parameters
+    ----------
+    weights : dict
+        Tensors by name.
+    name : str or Path
+        The file, for the message.
+
+    Raises
+    ------
+    ValueError
+        Some are no tensors, or have numbers that are NaN or infinite.
+
+    Examples
+    --------
+    >>> check_finite({"bias": torch.tensor([0.0, torch.nan])}, "model.pt")
+    Traceback (most recent call last):
+    ValueError: model.pt: 1 tensors have weights that are NaN or infinite, or are none, such as bias
+    """
+    odd = [key for key, w in weights.items() if not isinstance(w, torch.Tensor) or not torch.isfinite(w).all()]
+    if odd:
+        what = f"{len(odd)} tensors have weights that are NaN or infinite, or are none"
+        raise ValueError(f"{name}: {what}, such as {odd[0]}")
 
 
 def _s3prl_kind(state: dict, stacked: bool) -> str:
@@ -522,4 +543,5 @@ def _read_hf(folder: Path) -> Checkpoint:
         raw = _load_torch(files[0])
     named = {fairseq_name(name, config.conv_norm): weight for name, weight in raw.items()}
     own = {name: weight for name, weight in named.items() if is_encoder(name)}
-    return Checkpoint(config, _finite(own, files[0]))
+    check_finite(own, files[0])
+    return Checkpoint(config, own)

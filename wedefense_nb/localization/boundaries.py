@@ -15,7 +15,7 @@ from ..features.stored import Stored
 from .frames import boundary_targets
 from .localizers import Localizer, frame_loss, front_frames, front_hop, register_localizer
 from ..models.aasist import GraphAttention, pair_scores
-from ..models.checkpoints import LAYOUTS, Layout
+from ..models.checkpoints import LAYOUTS, Layout, large_features
 from ..models.detector import arxiv
 from ..models.layers import MaskedBatchNorm, masked_norm
 from ..models.losses import SoftmaxHead
@@ -462,17 +462,21 @@ def _bam_names(prefix: str = "") -> list[tuple[str, str]]:
     return [(ours, prefix + theirs) for ours, theirs in pairs] + _ATTENTION
 
 
-_LARGE = {"stored": {"dim": 1024, "states": 0}}
 _TWICE = "intra_layer.resnet.downsample."  # another name of a tensor of layer4
 LAYOUTS.add(
     "wedefense/bam",
-    Layout({"name": "bam", "upstream": _LARGE, "legacy": "wedefense"}, _bam_names(), bonafide=0, ignore=(_TWICE,)),
+    Layout(
+        {"name": "bam", "upstream": large_features(), "legacy": "wedefense"},
+        _bam_names(),
+        bonafide=0,
+        ignore=(_TWICE,),
+    ),
     __name__,
 )
 LAYOUTS.add(
     "bam_paper",
     Layout(
-        {"name": "bam", "upstream": _LARGE, "legacy": True},
+        {"name": "bam", "upstream": large_features(), "legacy": True},
         _bam_names("model."),
         ignore=(f"model.{_TWICE}", "model.ssl_layer."),
     ),

@@ -26,12 +26,19 @@ from ..features.spectra import make_front
 from ..features.stored import Stored, holds_features, open_dataset
 from ..features.upstreams import encoder_frames
 from .frames import cover
-from ..models.checkpoints import LAYOUTS, Layout, layout_of, load_published
+from ..models.checkpoints import LAYOUTS, Layout, large_features, layout_of, load_published
 from ..models.cnn import LCNN, ResNet
 from ..models.detector import LOCALIZERS, Detector, Paper, arxiv, build, defaults_of
 from ..models.layers import Identity
 from ..models.losses import Head, LinearHead, NormHead, P2SGradHead, SoftmaxHead, WedefenseP2SGrad
-from ..models.ssl_backends import MHFAPool, SLSPool, WedefenseFront, portable, ssl_front
+from wedefense_nb.models.ssl_backends import (
+    MHFAPool,
+    SLSPool,
+    WedefenseFront,
+    portable,
+    ssl_front,
+    upstream_options,
+)
 from ..models.ssl_networks import GMLPBlock, Nes2Net, Res1D, patch_max
 from ..registry import unknown
 from ..task import BONAFIDE, SPOOF
@@ -415,9 +422,8 @@ class LocalizerEntry:
     @property
     def options(self) -> dict[str, Any]:
         """Names and defaults of all options."""
-        of_upstream = defaults_of(ssl_front) | {"upstream": None, "layers": "all" if self.stacked else "last"}
         own = {name: value for name, value in defaults_of(self.function).items() if name != "front"}
-        found = self.defaults | of_upstream | own | {"utterance": "min", "temperature": 1.0}
+        found = self.defaults | upstream_options(self.stacked) | own | {"utterance": "min", "temperature": 1.0}
         # a list for a tuple, as a saved configuration gives it back
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -1149,13 +1155,11 @@ def _in_order(found: dict[str, np.ndarray], manifest: Manifest, accelerator) -> 
     return ordered
 
 # %% ../../nbs/7_localization/04_localizers.ipynb #loc00071
-_LARGE = {"stored": {"dim": 1024, "states": 0}}
-_LAYERS = {"stored": {"dim": 1024, "states": 25}}
-
-
-def _add_layout(kind: str, name: str, upstream: dict, names: list, ignore: tuple[str, ...], **options) -> None:
+def _add_layout(
+    kind: str, name: str, names: list, ignore: tuple[str, ...] = (), states: int = 0, **options
+) -> None:
     """Add a layout of WeDefense's; in which order the classes are, only the file `label2id` says."""
-    config = {"name": name, "upstream": upstream, "legacy": True} | options
+    config = {"name": name, "upstream": large_features(states), "legacy": True} | options
     LAYOUTS.add(f"wedefense/{kind}", Layout(config, names, bonafide=0, ignore=ignore), owner=__name__)
 
 
@@ -1177,13 +1181,13 @@ def _gmlp_unused(scale: int) -> tuple[str, ...]:
     return "post_nets_utt.", *others, *(f"blocks.{i}." for i in range(scale + 1, 6))
 
 
-_add_layout("mhfa_frames", "frame_mhfa", _LAYERS, _of_detector("mhfa"), ("pooling_fc.",))
-_add_layout("sls_frames", "frame_sls", _LAYERS, _of_detector("sls"), ("fc1.",))
-_add_layout("res1d_frames", "frame_res1d", _LARGE, LAYOUTS["wedefense/res1d"].names, ())
-_add_layout("nes2net_frames", "frame_nes2net_x", _LARGE, LAYOUTS["wedefense/nes2net"].names, ("pooling.",))
+_add_layout("mhfa_frames", "frame_mhfa", _of_detector("mhfa"), ("pooling_fc.",), states=25)
+_add_layout("sls_frames", "frame_sls", _of_detector("sls"), ("fc1.",), states=25)
+_add_layout("res1d_frames", "frame_res1d", LAYOUTS["wedefense/res1d"].names)
+_add_layout("nes2net_frames", "frame_nes2net_x", LAYOUTS["wedefense/nes2net"].names, ("pooling.",))
 for _scale in range(6):
     _kind = f"gmlp_{20 * 2**_scale}ms"
-    _add_layout(_kind, "frame_gmlp", _LARGE, _gmlp_names(_scale), _gmlp_unused(_scale), scale=_scale)
+    _add_layout(_kind, "frame_gmlp", _gmlp_names(_scale), _gmlp_unused(_scale), scale=_scale)
 
 
 def load_localizer(path, kind: str, bonafide: int, **options) -> Localizer:

@@ -18,7 +18,7 @@ from ..data.batches import frame_mask
 from .frames import boundary_targets
 from .localizers import Localizer, frame_loss, register_localizer
 from .proposals import iou
-from ..models.checkpoints import LAYOUTS, Layout
+from ..models.checkpoints import LAYOUTS, Layout, large_features
 from ..models.detector import arxiv
 from ..models.layers import MaskedBatchNorm
 from ..models.losses import Head, SoftmaxHead
@@ -308,7 +308,7 @@ def tdl(
 LAYOUTS.add(
     "tdl",
     Layout(
-        {"name": "tdl", "upstream": {"stored": {"dim": 1024, "states": 0}}, "legacy": True},
+        {"name": "tdl", "upstream": large_features(), "legacy": True},
         [
             ("backbone.embed1", "embedding_module.conv_1"),
             ("backbone.embed2", "embedding_module.conv_2"),
@@ -655,7 +655,7 @@ def _cfprf_names() -> list[tuple[str, str]]:
 LAYOUTS.add(
     "cfprf",
     Layout(
-        {"name": "cfprf", "upstream": {"stored": {"dim": 1024, "states": 0}}, "legacy": True},
+        {"name": "cfprf", "upstream": large_features(), "legacy": True},
         _cfprf_names(),
         ignore=("asr.", "first_bn1."),
     ),

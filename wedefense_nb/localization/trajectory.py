@@ -118,6 +118,11 @@ CURVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 # %% ../../nbs/7_localization/08_trajectory.ipynb #traj0015
+def _check_width(width: int) -> None:
+    if width < 1 or width % 2 == 0:
+        raise ValueError(f"a moving average is over an odd number of frames, got {width}")
+
+
 def smoothed(curve: Tensor, frames: Tensor, width: int) -> Tensor:
     """Moving average of a curve (B, F) over an odd number of frames; at the ends, over those that there are.
 
@@ -131,8 +136,7 @@ def smoothed(curve: Tensor, frames: Tensor, width: int) -> Tensor:
     >>> smoothed(torch.tensor([[3.0, 0.0, 6.0, 99.0]]), torch.tensor([3]), 3)
     tensor([[1.5000, 3.0000, 3.0000, 0.0000]])
     """
-    if width < 1 or width % 2 == 0:
-        raise ValueError(f"a moving average is over an odd number of frames, got {width}")
+    _check_width(width)
     mask = frame_mask(frames, curve.shape[1]).to(curve)
     total, number = (nn.functional.avg_pool1d(x, width, 1, width // 2) for x in (curve * mask, mask))
     return mask * total / number.clamp(min=0.5 / width)
@@ -182,8 +186,7 @@ class Trajectory(nn.Module):
             raise unknown("curve", curve, CURVES)
         if fast not in LABELS:
             raise unknown("class", fast, LABELS)
-        if width < 1 or width % 2 == 0:
-            raise ValueError(f"a moving average is over an odd number of frames, got {width}")
+        _check_width(width)
         self.dim = 1
         self.curve = curve
         self.width = width

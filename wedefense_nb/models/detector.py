@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DETECTORS', 'register', 'LOCALIZERS', 'Detector', 'Paper', 'arxiv', 'Detectors', 'defaults_of', 'options_of', 'build',
-           'bands', 'with_head', 'set_progress', 'weights_print', 'save_weights', 'load_weights', 'check_finite',
-           'save_model', 'load_model']
+           'bands', 'with_head', 'set_progress', 'weights_print', 'save_weights', 'load_weights', 'save_model',
+           'load_model']
 
 # %% ../../nbs/4_models/03_detector.ipynb #9067ab7a
 import hashlib
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..features.pretrained import check_finite
 from ..features.spectra import Fbank
 from ..files import atomic
 from .layers import Identity, StatsPool
@@ -351,13 +352,6 @@ def load_weights(path) -> dict[str, Tensor]:
     check_finite(weights, path)
     return weights
 
-
-def check_finite(weights: dict[str, Tensor], name) -> None:
-    """Refuse, with a ValueError that names the file and the tensors, weights that are NaN or infinite."""
-    odd = [key for key, w in weights.items() if w.is_floating_point() and not torch.isfinite(w).all()]
-    if odd:
-        raise ValueError(f"{name}: {len(odd)} tensors have weights that are NaN or infinite, such as {odd[0]}")
-
 # %% ../../nbs/4_models/03_detector.ipynb #2c6bfe3e
 def save_model(model: Detector, folder) -> Path:
     """Write `model.safetensors` and `config.yaml` into a folder, and return its path.
@@ -398,9 +392,10 @@ class _Bounded(TorchFunctionMode):
 
 
 def _check_types(name: str, config: dict) -> None:
-    """ValueError if an option in a file is of another type than its default."""
+    """ValueError if an option in a file is of another type than its default; unknown ones are left to `build`."""
+    defaults = options_of(name)
     for option, value in config.items():
-        default = options_of(name).get(option)
+        default = defaults.get(option)
         kinds: tuple[type, ...] = (type(default),)
         if isinstance(default, float):
             kinds = (float, int)
@@ -439,7 +434,7 @@ def load_model(folder) -> Any:
     try:
         if not isinstance(name, str):
             raise ValueError("it does not name a detector")
-        _check_types(name, {k: v for k, v in config.items() if k in options_of(name)})
+        _check_types(name, config)
         with _Bounded(most):
             model = build(name, **config)
     except Exception as error:  # the options are a stranger's: any of them may fail in its own way

@@ -17,6 +17,7 @@ from wedefense_nb.models.checkpoints import (
     SEEN_2019,
     Layout,
     aasist_names,
+    large_features,
     layout_of,
     load_tensors,
     read_weights,
@@ -117,16 +118,11 @@ _NORM = [("head.norm", "projection.trans.0"), ("head.out", "projection.trans.2")
 _COSINE = [("head.vectors", "projection.weight")]
 
 # %% ../../nbs/4_models/12_wedefense.ipynb #295a4ecd
-def _large(states: int = 0) -> dict:
-    """Features of the published width: all states of a large network, or (0) one vector a frame."""
-    return {"stored": {"dim": 1024, "states": states}}
-
-
 def _add_wedefense(
     kind: str, detector: str, names: list, states: int = 0, legacy: bool | str = True, ignore: tuple = ()
 ) -> None:
     """Add a layout of WeDefense's: its form of the detector, bona fide as class 0."""
-    config = {"name": detector, "upstream": _large(states), "legacy": legacy}
+    config = {"name": detector, "upstream": large_features(states), "legacy": legacy}
     LAYOUTS.add(f"wedefense/{kind}", Layout(config, names, bonafide=0, ignore=ignore))
 
 
@@ -137,14 +133,16 @@ _add_wedefense("nes2net", "ssl_nes2net_x", _COSINE + _nes2net_names())
 _add_wedefense("gmlp", "ssl_gmlp", _NORM + _GMLP, ignore=("post_nets_seg.disc_",))
 _add_wedefense("ssl_aasist", "ssl_aasist", _NORM + _THEIR_GRAPH, legacy="wedefense")
 _TAK = Layout(
-    {"name": "ssl_aasist", "upstream": _large(), "legacy": True},
+    {"name": "ssl_aasist", "upstream": large_features(), "legacy": True},
     _graph_names(),
     bonafide=BONAFIDE,
     score="logit",
     seen=SEEN_2019,
 )
 LAYOUTS.add("ssl_antispoofing", _TAK)
-LAYOUTS.add("antideepfake", Layout({"name": "ssl_linear", "upstream": _large()}, [("head.out", "proj_fc")]))
+LAYOUTS.add(
+    "antideepfake", Layout({"name": "ssl_linear", "upstream": large_features()}, [("head.out", "proj_fc")])
+)
 
 # %% ../../nbs/4_models/12_wedefense.ipynb #f097ed98
 # Beginnings of the names under which files keep the upstream

@@ -353,6 +353,7 @@ def localize(
     from wedefense_nb.localization.frames import labelled
     from wedefense_nb.localization.metrics import calibrated
     from wedefense_nb.models.detector import load_model
+    from wedefense_nb.task import BONAFIDE, SPOOF
 
     rttm = rttm or out.with_suffix(".rttm")
     if out.suffix not in (".csv", ".npz") or rttm == out:
@@ -368,7 +369,7 @@ def localize(
         write_frame_scores(llrs, out, localizer.hop)
     else:
         write_frame_scores(scores, out, localizer.hop, llrs)
-    labels = {utt: np.where(row < threshold, 0, 1) for utt, row in llrs.items()}
+    labels = {utt: np.where(row < threshold, SPOOF, BONAFIDE) for utt, row in llrs.items()}
     nobody_knows = Manifest(manifest.utterances.assign(label="", attack=""), root=manifest.root)
     found = labelled(nobody_knows, labels, localizer.hop, rest="fit")
     rttm.parent.mkdir(parents=True, exist_ok=True)
