@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from tests.training.runs import tiny_recipe
 from wedefense_nb.data.manifest import Manifest
 from wedefense_nb.features.pretrained import TINY, UPSTREAMS
+from wedefense_nb.localization.frame_files import read_frame_scores
 from wedefense_nb.localization.localizers import localize
 from wedefense_nb.localization.metrics import frame_rates, point_eer
 from wedefense_nb.metrics import cllr, eer
@@ -329,9 +330,8 @@ def test_the_recipe_localization_runs_headlessly_and_continues(tmp_path):
         metrics.index.get_level_values("metric")
     )
     truth = Manifest.read(ROOT / "data_samples").subset(split="eval")
-    with np.load(folder / "scores/eval_frames.npz") as stored:
-        frames = dict(stored)
-    assert list(frames) == truth.utterances.utt.tolist()
+    frames, hop = read_frame_scores(folder / "scores/eval_frames.npz")
+    assert list(frames) == truth.utterances.utt.tolist() and hop == 0.01
     assert metrics.value["eval", "point EER", 0.16] == pytest.approx(
         point_eer(frames, truth, 0.01, 0.16), abs=1e-6
     )
