@@ -6,6 +6,16 @@ import pytest
 import torch
 
 from wedefense_nb.features.cepstra import LFCC, MFCC, PRESETS
+from wedefense_nb.features.phase import (
+    ComplexSpectrogram,
+    GroupDelay,
+    InstantaneousFrequency,
+    JointFront,
+    ModifiedGroupDelay,
+    PhaseDifference,
+    PulseCoherence,
+    RelativePhase,
+)
 from wedefense_nb.features.pretrained import TINY
 from wedefense_nb.features.sinc import sinc
 from wedefense_nb.features.spectra import FRONT_ENDS, Fbank, LogSpectrogram, make_front
@@ -21,6 +31,15 @@ FRONTS = {
     "mfcc, all": (MFCC(20, 40, 0.0, 2, True), 400),
     **{f"lfcc, {name}": (LFCC.preset(name), 512 if name == "torchaudio" else 1) for name in PRESETS},
     "sinc": (sinc(), 131),
+    "group_delay": (GroupDelay(), 128),
+    "group_delay, long": (GroupDelay(400, 160, 512, 40, spread=False, mean_norm=True), 400),
+    "modified_group_delay": (ModifiedGroupDelay(), 400),
+    "instantaneous_frequency": (InstantaneousFrequency(), 400),
+    "phase_difference": (PhaseDifference(), 480),
+    "relative_phase": (RelativePhase(), 512),
+    "complex_spectrogram": (ComplexSpectrogram(), 64),
+    "pulse_coherence": (PulseCoherence(), 304),
+    "joint": (JointFront(), 304),
     "upstream": (Upstream(asdict(replace(TINY, dropout=0.0, layerdrop=0.0))), 400),
     "upstream, all": (Upstream(asdict(TINY), layers="all"), 400),
 }

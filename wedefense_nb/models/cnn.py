@@ -254,7 +254,13 @@ _RESNET = arxiv("Deep residual learning for image recognition", "He 2016", "1512
 
 
 @register("resnet18", _RESNET)
-def resnet18(n_mels: int = 80, embed_dim: int = 256, dither: float = 0.0) -> Detector:
+def resnet18(
+    n_mels: int = 80,
+    embed_dim: int = 256,
+    dither: float = 0.0,
+    front: str = "",
+    front_options: dict | None = None,
+) -> Detector:
     """ResNet18 on mean-normalised Fbank with statistics pooling (WeSpeaker; 4,105,440 parameters before the head).
 
     Parameters
@@ -263,16 +269,25 @@ def resnet18(n_mels: int = 80, embed_dim: int = 256, dither: float = 0.0) -> Det
         Mel bands, size of the embedding.
     dither : float
         Of `Fbank`: noise that is added to the samples.
+    front : str
+        The name of another front end in `FRONT_ENDS`, in place of Fbank; `n_mels` and `dither` are then not used.
+    front_options : dict, optional
+        Of that front end.
+
+    Raises
+    ------
+    UnknownName
+        A ValueError for a front end or an option of it that there is not.
     """
-    front = Fbank(n_mels, mean_norm=True, dither=dither)
-    return Detector(front, ResNet(n_mels), StatsPool(), embed_dim)
+    ear = make_front(front, **(front_options or {})) if front else Fbank(n_mels, mean_norm=True, dither=dither)
+    return Detector(ear, ResNet(ear.dim), StatsPool(), embed_dim)
 
 
 @register("resnet34", _RESNET)
 def resnet34(n_mels: int = 80, embed_dim: int = 256, dither: float = 0.0) -> Detector:
     """ResNet34, sixteen blocks where ResNet18 has eight (WeSpeaker; 6,634,336 parameters before the head).
 
-    Options as for `resnet18`.
+    `n_mels`, `embed_dim` and `dither` as for `resnet18`.
     """
     front = Fbank(n_mels, mean_norm=True, dither=dither)
     return Detector(front, ResNet(n_mels, (3, 4, 6, 3)), StatsPool(), embed_dim)
