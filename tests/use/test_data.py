@@ -116,3 +116,16 @@ def test_features_are_extracted_and_read(tmp_path, samples):
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: layers must be")
     other = quick(*arguments, "--layers", "all")
     assert other.returncode == 1 and "choose an empty folder" in other.stderr
+
+
+def test_real_recordings_get_doubles(tmp_path):
+    corpus = Manifest.read(ROOT / "data_samples")
+    few = corpus.subset(utt=["S0000", "S0001", "S0002"])
+    few.utterances["path"] = [str(path) for path in few.paths()]
+    few.write(tmp_path / "few")
+    more = ("--routes", "images,psola", "--workers", "1")
+    done = quick("copies", tmp_path / "few", tmp_path / "out", *more)
+    assert done.returncode == 0 and f"5 recordings, 2 of them doubles: {tmp_path / 'out'}" in done.stdout
+    assert Manifest.read(tmp_path / "out").utterances.pair.tolist()[-2:] == ["S0000", "S0000"]
+    wrong = quick("copies", tmp_path / "few", tmp_path / "other", "--routes", "psolla")
+    assert wrong.returncode == 1 and "did you mean 'psola'" in wrong.stderr

@@ -78,18 +78,15 @@ def gl_mel(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return gl_lin(wave, rng, spread.clamp(min=1e-10))
 
 # %% ../../nbs/1_data/10_forge.ipynb #3e44d3a4
-_ORDER = 12  # coefficients of the filter
-
-
-def _lpc_analysis(wave: np.ndarray, hop: int, frame: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per frame: coefficients (F, _ORDER), gain (F,), pitch period in samples, 0 = unvoiced (F,)."""
+def _lpc_analysis(wave: np.ndarray, hop: int, order: int, frame: int = 400) -> tuple[np.ndarray, ...]:
+    """Per frame: coefficients (F, order), gain (F,), pitch period in samples, 0 = unvoiced (F,)."""
     padded = np.pad(wave.astype(np.float64), (frame // 2, frame))
     frames = np.lib.stride_tricks.sliding_window_view(padded, frame)[::hop][: len(wave) // hop + 1]
     spectrum = np.abs(np.fft.rfft(frames * np.hamming(frame), 1024)) ** 2
     r = np.fft.irfft(spectrum)[:, :frame]  # autocorrelation
     r[:, 0] = r[:, 0] * 1.0001 + 1e-9  # a little noise, so that silence can be solved
-    coefficients = np.stack([solve_toeplitz(row[:_ORDER], row[1 : _ORDER + 1]) for row in r])
-    unpredicted = r[:, 0] - (coefficients * r[:, 1 : _ORDER + 1]).sum(1)
+    coefficients = np.stack([solve_toeplitz(row[:order], row[1 : order + 1]) for row in r])
+    unpredicted = r[:, 0] - (coefficients * r[:, 1 : order + 1]).sum(1)
     gain = np.sqrt(np.maximum(unpredicted, 1e-12) / frame)
     shortest = SAMPLE_RATE // 400  # pitch from 60 to 400 Hz
     longest = SAMPLE_RATE // 60
@@ -98,7 +95,7 @@ def _lpc_analysis(wave: np.ndarray, hop: int, frame: int = 400) -> tuple[np.ndar
     return coefficients, gain, np.where(voiced, periodicity.argmax(1) + shortest, 0)
 
 
-def lpc(wave: np.ndarray, rng: np.random.Generator, hop: int = 240) -> np.ndarray:
+def lpc(wave: np.ndarray, rng: np.random.Generator, hop: int = 240, order: int = 12) -> np.ndarray:
     """Linear-prediction vocoder: an all-pole filter driven by pulses or noise (Atal & Hanauer, 1971).
 
     Parameters
@@ -109,15 +106,17 @@ def lpc(wave: np.ndarray, rng: np.random.Generator, hop: int = 240) -> np.ndarra
         Draws the noise.
     hop : int
         Samples from one frame to the next.
+    order : int
+        Coefficients of the filter.
 
     Returns
     -------
     numpy.ndarray, float32, shape (T,)
     """
     segments = []
-    state = np.zeros(_ORDER)  # of the filter, from frame to frame
+    state = np.zeros(order)  # of the filter, from frame to frame
     next_pulse = 0
-    for i, (coefficients, gain, period) in enumerate(zip(*_lpc_analysis(wave, hop), strict=True)):
+    for i, (coefficients, gain, period) in enumerate(zip(*_lpc_analysis(wave, hop, order), strict=True)):
         begin = i * hop
         source = rng.normal(size=hop)
         if period > 0:
@@ -192,7 +191,7 @@ def world_vc(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _world(wave, change)
 
 # %% ../../nbs/1_data/10_forge.ipynb #e89f0235
-VOCODERS = Registry("vocoder")
+VOCODERS = Registry("vocoder", "wedefense_nb.augmentation")  # more routes are in augmentation.copies
 for _vocoder in (gl_lin, gl_mel, lpc, world, world_coded, world_vc):
     VOCODERS.add(_vocoder.__name__, _vocoder)
 
