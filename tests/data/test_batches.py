@@ -13,6 +13,7 @@ from wedefense_nb.data.audio import AudioError
 from wedefense_nb.data.batches import (
     AudioDataset,
     at_once,
+    balanced,
     bucketed,
     check_batch,
     class_balanced,
@@ -254,3 +255,47 @@ def test_loader_failures_end_with_the_file_name(samples, tmp_path):  # pitfall 5
     with pytest.raises(ValueError, match="positive batch size"):
         epoch_batches(samples, 0)
     assert len(epoch_batches(broken, 100)) == 1  # fewer utterances than a batch
+
+
+def test_classes_and_then_columns_are_drawn_evenly(samples):
+    train = samples.subset(split="train", kind="full")
+    u = train.utterances
+    rows = balanced(train, ["attack", "speaker"], np.random.default_rng(1))
+    drawn = u.iloc[rows]
+    assert len(rows) == len(train) and (drawn.label == "spoof").sum() == len(train) // 2
+    fakes = drawn[drawn.label == "spoof"]
+    by_attack = fakes.attack.value_counts()
+    assert set(by_attack.index) == set(u.attack) - {""} and by_attack.max() - by_attack.min() <= 1
+    for _, group in drawn.groupby(["label", "attack"]):
+        assert group.speaker.value_counts().max() - group.speaker.value_counts().min() <= 1
+    for (attack, speaker), group in fakes.groupby(["attack", "speaker"]):
+        there = ((u.attack == attack) & (u.speaker == speaker)).sum()
+        assert group.utt.value_counts().max() <= -(-len(group) // there)  # none again before all were drawn
+    again = balanced(train, ["attack", "speaker"], np.random.default_rng(1))
+    assert (rows == again).all() and not (rows == np.sort(rows)).all()
+    plain = balanced(train, [], np.random.default_rng(1))
+    assert (plain == class_balanced(class_numbers(train), np.random.default_rng(1))).all()
+    with pytest.raises(ValueError, match="unknown column 'atack'"):
+        balanced(train, ["atack"], np.random.default_rng(1))
+    with pytest.raises(ValueError, match="both classes"):
+        balanced(train.subset(label="spoof"), ["attack"], np.random.default_rng(1))
+
+
+def test_what_cannot_be_divided_falls_to_others_in_turn(samples):
+    train = samples.subset(split="train", kind="full", attack=["", "lpc", "world", "gl_mel"])
+    u = train.utterances
+    most = set()
+    for seed in range(20):
+        rows = balanced(train, ["attack"], np.random.default_rng(seed))
+        counts = u.attack.iloc[rows].value_counts().drop("")
+        most |= set(counts.index[counts == counts.max()]) if counts.max() > counts.min() else set()
+    n_spoof = len(train) // 2
+    assert n_spoof % 3 == 0 or most == {"lpc", "world", "gl_mel"}
+
+
+@pytest.mark.parametrize("plan, size", [(epoch_batches, 8), (token_batches, 20.0)])
+def test_plans_are_balanced_by_columns(samples, plan, size):
+    train = samples.subset(split="train", kind="full")
+    rows = [row for batch in plan(train, size, balance=True, by=["attack"]) for _, row in batch]
+    counts = train.utterances.attack.iloc[rows].value_counts()
+    assert len(rows) == len(train) and counts.drop("").max() - counts.drop("").min() <= 1

@@ -625,3 +625,145 @@ def test_a_starved_run_is_told_what_helps(monkeypatch, threads, waiting, computi
     assert len(messages) == len(said)
     for message, pattern in zip(messages, said, strict=True):
         assert re.search(pattern, message)
+
+
+# Sharpness, running means, balance
+
+
+class Bowl(Objective):
+    """Half the square of what a line predicts, times a curvature: gradients are known."""
+
+    def forward(self, batch, epoch=0, progress=1.0):
+        return 0.5 * self.model.weight.square().sum()
+
+
+def test_uphill_is_a_step_of_a_given_length_along_the_gradient():
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.register_buffer("mean", torch.zeros(1))
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, 4.0]]))
+    Bowl(model)(None).backward()
+    with loop.uphill(model, 0.5):
+        assert model.weight.tolist() == [[pytest.approx(3.3), pytest.approx(4.4)]]
+        model.mean.add_(1)
+    assert model.weight.tolist() == [[3.0, 4.0]] and model.mean.item() == 0
+    with pytest.raises(Stop), loop.uphill(model, 0.5):
+        raise Stop
+    assert model.weight.tolist() == [[3.0, 4.0]]
+    model.weight.grad.zero_()
+    with loop.uphill(model, 0.5):
+        assert model.weight.tolist() == [[3.0, 4.0]]
+    model.weight.grad.fill_(float("inf"))
+    with loop.uphill(model, 0.5):
+        assert model.weight.tolist() == [[3.0, 4.0]]
+
+
+def test_a_sharp_step_takes_the_gradient_uphill_and_starts_from_where_it_was(splits, tmp_path, monkeypatch):
+    seen = []
+    clip = loop.Accelerator.clip_grad_norm_
+
+    def looking(self, parameters, norm):
+        parameters = list(parameters)
+        seen.append((parameters[0].detach().clone(), parameters[0].grad.clone()))
+        return clip(self, parameters, norm)
+
+    monkeypatch.setattr(loop.Accelerator, "clip_grad_norm_", looking)
+
+    class Square(Detection):
+        def forward(self, batch, epoch=0, progress=1.0):
+            weight = next(self.model.parameters())
+            return 0.5 * weight.square().sum() + 0 * super().forward(batch, epoch, progress)
+
+    config = dataclasses.replace(QUICK, epochs=1, sam=0.5)
+    fit(build("bands"), *splits, config, Square, out=tmp_path)
+    weight, gradient = seen[0]
+    want = weight + 0.5 * weight / weight.norm()
+    assert torch.allclose(gradient, want, atol=1e-5)
+
+
+def test_a_radius_of_nothing_is_a_plain_step(splits, tmp_path):
+    config = dataclasses.replace(QUICK, epochs=1)
+    plain = fit(small(), *splits, config, out=tmp_path / "plain")
+    tiny = fit(small(), *splits, dataclasses.replace(config, sam=1e-12), out=tmp_path / "tiny")
+    assert torch.allclose(weights(plain.model), weights(tiny.model), atol=1e-5)
+    wide = fit(small(), *splits, dataclasses.replace(config, sam=0.5), out=tmp_path / "wide")
+    assert not torch.allclose(weights(plain.model), weights(wide.model), atol=1e-3)
+    counters = {n: v for n, v in wide.model.state_dict().items() if n.endswith("num_batches_tracked")}
+    assert counters and all(torch.equal(v, plain.model.state_dict()[n]) for n, v in counters.items())
+
+
+def test_a_running_mean_has_its_closed_form():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=30)
+    mean = {}
+    want = None
+    for step, value in enumerate(values, start=1):
+        loop.follow_mean(mean, {"w": torch.tensor(value), "n": torch.tensor(step)}, step, decay=0.9)
+        if step <= 10:
+            want = values[:step].mean()
+        assert step > 10 or mean["w"].item() == pytest.approx(want)
+    closed = 0.9**20 * values[:10].mean() + 0.1 * sum(0.9 ** (29 - i) * values[i] for i in range(10, 30))
+    assert mean["w"].item() == pytest.approx(closed) and mean["n"].item() == 30
+
+
+def test_the_mean_is_judged_and_kept_and_training_goes_on_without_it(splits, tmp_path, monkeypatch):
+    config = dataclasses.replace(QUICK, epochs=2, average=1, average_by="last", ema=0.8)
+    plain_config = dataclasses.replace(config, ema=0.0)
+    passed = []
+    follow = loop.follow_mean
+
+    def noting(mean, state, step, decay):
+        passed.append({name: value.clone() for name, value in state.items()})
+        follow(mean, state, step, decay)
+
+    monkeypatch.setattr(loop, "follow_mean", noting)
+    judge = Scripted(0.4, 0.3, 0.3)
+    result = fit(small(), *splits, config, validate=judge, out=tmp_path / "mean")
+    wanted = {}
+    for step, state in enumerate(passed, start=1):
+        follow(wanted, state, step, 0.8)
+    wanted.pop("log_prior_odds")  # `finish` writes it
+    state = result.model.state_dict()
+    assert all(torch.allclose(state[name], value) for name, value in wanted.items())
+    assert all(torch.allclose(judge.asked[1][name], value) for name, value in wanted.items())
+    plain = fit(small(), *splits, plain_config, validate=Scripted(0.4, 0.3, 0.3), out=tmp_path / "plain")
+    last = {name: plain.model.state_dict()[name] for name in wanted}
+    assert all(torch.equal(last[name], passed[-1][name]) for name in last)  # its steps are the plain ones
+
+
+def test_attacks_come_equally_often_if_that_is_asked_for(samples, tmp_path, monkeypatch):
+    train = samples.subset(split="train", kind="full")
+    heard = []
+
+    class Noting(Detection):
+        def forward(self, batch, epoch=0, progress=1.0):
+            heard.extend(batch.utts)
+            return super().forward(batch, epoch, progress)
+
+    config = dataclasses.replace(QUICK, epochs=1, batch_size=16, balance_by="attack")
+    fit(build("bands"), train, samples.subset(split="dev", kind="full"), config, Noting, out=tmp_path)
+    counts = train.utterances.set_index("utt").loc[heard].attack.value_counts()
+    fakes = counts.drop("")
+    assert len(heard) == len(train) and fakes.max() - fakes.min() <= 1
+    assert counts[""] - fakes.sum() in (0, 1)
+    other = train.utterances.assign(attack=train.utterances.attack.replace({"lpc": "world"}))
+    with pytest.raises(ValueError, match="train: "):
+        changed = dataclasses.replace(train, utterances=other)
+        fit(build("bands"), changed, samples.subset(split="dev", kind="full"), config, Noting, out=tmp_path)
+    with pytest.raises(ValueError, match="unknown column 'accent'"):
+        odd = dataclasses.replace(config, balance_by="accent")
+        fit(build("bands"), train, samples.subset(split="dev"), odd, out=tmp_path / "odd")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sam": -0.1}, "a radius is not negative"),
+        ({"ema": 1.0}, "a decay is at least 0 and below 1"),
+        ({"windows": 0.0}, "windows is 0.0"),
+        ({"balance": False, "balance_by": "attack"}, "balance is off"),
+    ],
+)
+def test_settings_of_generality_are_refused_where_they_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(QUICK, **change)

@@ -144,4 +144,11 @@ def test_dev_eer_is_the_eer_of_the_scores(few, monkeypatch):
     asked = {}
     monkeypatch.setattr(objectives, "score", lambda *given, **options: asked.update(options) or table)
     assert dev_eer(model, dev, SETTINGS) == eer(table.score, label_ids(table.label))
-    assert asked == {"batch_size": 3, "batch_seconds": 5.0, "workers": 0, "progress": False, "accelerator": None}
+    assert asked == {
+        "batch_size": 3,
+        "batch_seconds": 5.0,
+        "workers": 0,
+        "progress": False,
+        "accelerator": None,
+        "windows": None,
+    }

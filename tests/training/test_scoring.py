@@ -121,3 +121,51 @@ def test_processes_share_the_work_and_all_get_the_whole_table(dev, table, monkey
 
 def test_a_bar_is_shown_or_not():
     assert bar_options(True) == {"mininterval": 1.0} and bar_options(False) == {"disable": True}
+
+
+# Windows
+
+
+@pytest.mark.parametrize("length, size", [(5, 2), (9, 3), (10, 3), (7, 7), (4, 9), (100, 33), (1, 1)])
+def test_windows_cover_a_recording_evenly_and_no_more_than_needed(length, size):
+    wave = torch.arange(length, dtype=torch.float32)[None]
+    windows, sizes, owners = scoring.cut_windows(wave, torch.tensor([length]), size)
+    n = -(-length // size)
+    starts = windows[:, 0].tolist()
+    assert len(windows) == n and owners.tolist() == [0] * n and sizes.tolist() == [min(size, length)] * n
+    assert starts[0] == 0 and windows[-1, -1] == length - 1
+    assert set(windows.flatten().tolist()) == set(range(length))
+    gaps = np.diff(starts)
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_scores_by_windows_are_the_mean_of_what_each_would_get(dev):
+    model = small()
+    table = score(model, dev, windows=0.4, batch_size=3)
+    data = scoring.open_dataset(dev)
+    size = 6400
+    for row in (0, 3, 7):
+        wave = torch.from_numpy(data[0, row].wave)
+        n = max(1, -(-len(wave) // size))
+        starts = [i * (len(wave) - size) // max(1, n - 1) for i in range(n)]
+        alone = []
+        with torch.no_grad():
+            for start in starts:
+                piece = wave[start : start + size][None]
+                alone.append(model.eval().score(model(piece, torch.tensor([piece.shape[1]]))).item())
+        assert n > 1 and table.score[row] == pytest.approx(np.mean(alone), abs=1e-4)
+    one_by_one = score(model, dev, windows=0.4, batch_size=1)
+    assert np.allclose(one_by_one.score, table.score, atol=1e-4)
+
+
+def test_a_window_longer_than_every_recording_is_whole_scoring(dev, table):
+    assert score(small(), dev, windows=60.0).equals(table)
+    for windows in (0.0, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="they need a length"):
+            score(small(), dev, windows=windows)
+
+
+def test_windows_of_stored_features_are_as_long_as_those_of_sounds(monkeypatch, dev):
+    monkeypatch.setattr(scoring, "holds_features", lambda manifest: True)
+    monkeypatch.setattr(scoring, "read_note", lambda folder: {"hop": 320})
+    assert scoring._window_size(dev, 0.4) == 20

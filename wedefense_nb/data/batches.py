@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Keys', 'Batch', 'collate', 'frame_mask', 'check_batch', 'at_once', 'read_span', 'crc', 'check_sum', 'class_numbers',
-           'AudioDataset', 'class_balanced', 'bucketed', 'epoch_batches', 'token_batches', 'share', 'eval_batches',
-           'loader']
+           'AudioDataset', 'class_balanced', 'balanced', 'bucketed', 'epoch_batches', 'token_batches', 'share',
+           'eval_batches', 'loader']
 
 # %% ../../nbs/1_data/12_batches.ipynb #8bca920e
 import math
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from .audio import AudioError, Recording
 from .crops import NO_SEGMENTS, Crop, Item, Readable
 from .manifest import Manifest, utt_rng
+from ..registry import unknown
 from ..task import BONAFIDE, LABELS, SPOOF, UNLABELLED
 
 # %% ../../nbs/1_data/12_batches.ipynb #3b22bef5
@@ -311,6 +312,65 @@ def class_balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         halves.append(drawn[:n])
     return rng.permutation(np.concatenate(halves))
 
+# %% ../../nbs/1_data/12_batches.ipynb #bala0002
+def _evenly(members: np.ndarray, keys: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw n of these positions; each key in turn divides what is drawn evenly among its values."""
+    if not keys:
+        rounds = math.ceil(n / len(members))
+        return np.concatenate([rng.permutation(members) for _ in range(rounds)])[:n]
+    values = np.unique(keys[0][members])
+    parts = np.full(len(values), n // len(values))
+    parts[rng.permutation(len(values))[: n % len(values)]] += 1
+    drawn = []
+    for value, part in zip(values, parts, strict=True):
+        if part:
+            drawn.append(_evenly(members[keys[0][members] == value], keys[1:], part, rng))
+    return np.concatenate(drawn)
+
+
+def balanced(manifest: Manifest, columns: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    """Draw as many recordings as there are, half of each class, and within a class evenly by columns.
+
+    The first column divides a class evenly among its values, the second each of these parts, and so on. What
+    cannot be divided falls to values drawn at random. Bona fide recordings have no attack, so "attack" divides
+    the fakes only.
+
+    Parameters
+    ----------
+    manifest : Manifest
+        Recordings without a label are never drawn.
+    columns : sequence of str
+        Of its utterances; without any, this is `class_balanced`.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    numpy.ndarray, int64, shape (N,)
+        Rows of the manifest.
+
+    Raises
+    ------
+    ValueError
+        A class without examples, or a column that is not there.
+    """
+    labels = class_numbers(manifest)
+    if not columns:
+        return class_balanced(labels, rng)
+    keys = []
+    for column in columns:
+        if column not in manifest.utterances:
+            raise unknown("column", column, manifest.utterances.columns)
+        keys.append(manifest.utterances[column].fillna("").astype(str).to_numpy(object))
+    n_spoof = len(labels) // 2
+    halves = []
+    for number, n in ((SPOOF, n_spoof), (BONAFIDE, len(labels) - n_spoof)):
+        members = np.flatnonzero(labels == number)
+        if len(members) == 0:
+            raise ValueError("class-balanced sampling needs examples of both classes")
+        if n:
+            halves.append(_evenly(members, keys, n, rng))
+    return rng.permutation(np.concatenate(halves))
+
 # %% ../../nbs/1_data/12_batches.ipynb #2d4bc7c0
 def bucketed(
     order: np.ndarray, durations: np.ndarray, batch_size: int, rng: np.random.Generator, pool: int = 16
@@ -339,7 +399,13 @@ Keys = list[tuple[int, int]]  # a batch, as (epoch, index) of each of its record
 
 
 def epoch_batches(
-    manifest: Manifest, batch_size: int, epoch: int = 0, seed: int = 0, balance: bool = False, bucket: bool = False
+    manifest: Manifest,
+    batch_size: int,
+    epoch: int = 0,
+    seed: int = 0,
+    balance: bool = False,
+    bucket: bool = False,
+    by: Sequence[str] = (),
 ) -> list[Keys]:
     """The batches of one epoch: a function of (seed, epoch) and the manifest alone.
 
@@ -353,6 +419,8 @@ def epoch_batches(
         Draw both classes equally often (`class_balanced`).
     bucket : bool
         Put recordings of similar length together (`bucketed`).
+    by : sequence of str
+        Columns by which each class is balanced as well (`balanced`).
 
     Returns
     -------
@@ -367,7 +435,7 @@ def epoch_batches(
     if batch_size < 1 or len(manifest) == 0:
         raise ValueError(f"need a positive batch size and recordings, got {batch_size} and {len(manifest)}")
     rng = utt_rng("epoch order", seed, epoch)
-    order = class_balanced(class_numbers(manifest), rng) if balance else rng.permutation(len(manifest))
+    order = balanced(manifest, by, rng) if balance else rng.permutation(len(manifest))
     if bucket:
         batches = bucketed(order, manifest.utterances.duration.to_numpy(), batch_size, rng)
     else:
@@ -389,7 +457,13 @@ def _by_seconds(order: np.ndarray, durations: np.ndarray, batch_seconds: float) 
 
 
 def token_batches(
-    manifest: Manifest, batch_seconds: float, epoch=0, seed=0, balance: bool = False, pool: int = 16
+    manifest: Manifest,
+    batch_seconds: float,
+    epoch: int = 0,
+    seed: int = 0,
+    balance: bool = False,
+    pool: int = 16,
+    by: Sequence[str] = (),
 ) -> list[Keys]:
     """One epoch in batches of similar lengths, none longer than `batch_seconds` with its padding.
 
@@ -402,6 +476,8 @@ def token_batches(
         Draw both classes equally often (`class_balanced`); otherwise every recording comes once.
     pool : int
         Sorting happens within about so many batches.
+    by : sequence of str
+        Columns by which each class is balanced as well (`balanced`).
 
     Returns
     -------
@@ -420,7 +496,7 @@ def token_batches(
     if len(odd) or len(u) == 0:
         which = f"not of 0 to {batch_seconds} s: {odd[:5].tolist()}; raise batch_seconds or crop"
         raise ValueError(f"no recordings, or {which}")
-    order = class_balanced(class_numbers(manifest), rng) if balance else rng.permutation(len(u))
+    order = balanced(manifest, by, rng) if balance else rng.permutation(len(u))
     durations = u.duration.to_numpy()
     pools = np.cumsum(durations[order]) // (pool * batch_seconds)
     by_pool_then_duration = np.lexsort((durations[order], pools))
