@@ -26,6 +26,8 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 demo: $(READY)         ## train, calibrate, evaluate on data_samples, or DATA=<manifest folder>
 	$(BIN)/wedefense-nb demo $(if $(DATA),--data '$(DATA)') $(ARGS)
 
+# Two processes share the cores; threads of their own would fight for them.
+test: export OMP_NUM_THREADS ?= 1
 test: $(READY)         ## notebooks, properties, golden values, hygiene
 	rm -rf nbs/runs nbs/recipes/runs
 	$(BIN)/nbdev-test --timing --skip-file-re '^[0-9]'  # chapters run in tests/test_exercises.py, with answers filled in
