@@ -27,7 +27,8 @@ def test_vocoders_keep_length_and_loudness_and_repeat_themselves(name, wave):
     a, b = (vocode(wave, name, utt_rng("x", seed=3)) for _ in range(2))
     assert a.shape == wave.shape and a.dtype == np.float32 and np.isfinite(a).all()
     assert np.isclose(a.std(), wave.std(), rtol=0.02) and np.array_equal(a, b)
-    assert np.abs(a - wave).mean() > 0.05 * np.abs(wave).mean()  # it is a fake, not a copy
+    least = 0.05 if name == "images" else 0.1  # what images changes lies above the band of this recording
+    assert np.abs(a - wave).mean() > least * np.abs(wave).mean()  # it is a fake, not a copy
 
 
 @pytest.mark.parametrize("name", VOCODERS)

@@ -70,6 +70,8 @@ def test_padding_and_neighbours_change_nothing(name):  # pitfall 57
             assert frames[i] == n == alone.shape[-2] and feats.shape[-1] == alone.shape[-1] == front.dim
             assert torch.allclose(feats[i, ..., :n, :], alone[0], atol=1e-4)
             assert not feats[i, ..., n:, :].any()
+    if hasattr(front, "frames"):
+        assert torch.equal(front.frames(torch.tensor([len(w) for w in waves])), frames), "known without running"
 
 
 @each

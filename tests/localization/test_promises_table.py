@@ -1,6 +1,10 @@
 """The table of promises says what the tests said."""
 
+import json
+
+from tests.conftest import ROOT
 from tests.localization import promises, test_promises
+from wedefense_nb.models.detector import LOCALIZERS
 
 
 def test_every_column_has_tests_and_every_promise_a_column():
@@ -24,3 +28,13 @@ def test_a_failure_is_written_as_one_and_an_exception_by_its_word():
     assert words == ["FAILED", "✓", "refused", "–"]
     assert promises.cell("bam", "compile", found) == "FAILED"
     assert promises.table(found).count("\n") == len(test_promises.CASES) + 1
+
+
+def test_the_page_of_the_part_has_a_row_for_every_localizer():
+    cells = json.loads((ROOT / "nbs/7_localization/index.ipynb").read_text())["cells"]
+    shown = next(cell["source"] for cell in cells if cell["id"] == "promis07")
+    lines = "".join(shown).splitlines()
+    heads = [line.split("|")[1].strip(" `") for line in lines if line.startswith("| `")]
+    assert heads == list(LOCALIZERS)
+    columns = next(line for line in lines if line.startswith("| localizer"))
+    assert columns == "| localizer | " + " | ".join(promises.COLUMNS) + " |"

@@ -9,7 +9,6 @@ __all__ = ['FAST', 'FAMILIES', 'route', 'gl_lin_any', 'gl_mel_any', 'lpc_any', '
            'Copies', 'pairs_of', 'add_copies']
 
 # %% ../../nbs/3_augmentation/09_copies.ipynb #copy0004
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, wraps
@@ -30,7 +29,7 @@ from .policies import policy
 from .transforms import Transform, limit, zero_padding
 from ..data.audio import SAMPLE_RATE, save
 from ..data.batches import AudioDataset, Batch
-from ..data.forge import VOCODERS, lpc, vocode
+from ..data.forge import VOCODERS, lpc, same_settings, vocode
 from ..data.manifest import Manifest, open_manifest, utt_rng
 from ..task import BONAFIDE, SPOOF
 
@@ -693,11 +692,12 @@ def add_copies(
     real = table[(table.label == "bonafide") & (table.split == split)]
     if len(real) == 0:
         raise ValueError(f"no bona fide recordings with split {split!r}: nothing to make doubles of")
-    _same_settings(out, {"routes": names, "each": each, "split": split, "seed": seed, "utts": real.utt.tolist()})
-    dataset = AudioDataset(source)
+    settings = {"routes": names, "each": each, "split": split, "seed": seed, "utts": real.utt.tolist()}
+    same_settings(out / "copies.json", settings, "copies")
+    dataset = AudioDataset(source.subset(label="bonafide", split=split))  # a small one: each task takes it along
     rows = []
     tasks = []
-    for place, recording in zip(real.index, real.to_dict("records"), strict=True):
+    for place, recording in enumerate(real.to_dict("records")):
         rng = utt_rng(f"routes of {recording['utt']}", seed)
         for name in rng.choice(names, each, replace=False):
             utt = f"{recording['utt']}-{name}"
@@ -712,13 +712,3 @@ def add_copies(
     made = Manifest(pd.concat([table, doubles], ignore_index=True), source.segments, out)
     made.write(out)
     return made
-
-
-def _same_settings(out: Path, settings: dict) -> None:
-    """Note the settings in a new folder; other ones in an old folder are an error."""
-    out.mkdir(parents=True, exist_ok=True)
-    note = out / "copies.json"
-    if not note.is_file():
-        note.write_text(json.dumps(settings))
-    if json.loads(note.read_text()) != settings:
-        raise FileExistsError(f"{out}: holds copies made with other settings; choose another folder or delete it")

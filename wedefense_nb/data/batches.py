@@ -276,7 +276,22 @@ class AudioDataset(Dataset):
         return self.crop(item, epoch)
 
 # %% ../../nbs/1_data/12_batches.ipynb #6d86f2f0
-def class_balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _evenly(members: np.ndarray, keys: Sequence[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw n of these positions; each key in turn divides what is drawn evenly among its values."""
+    if not keys:
+        rounds = math.ceil(n / len(members))
+        return np.concatenate([rng.permutation(members) for _ in range(rounds)])[:n]
+    values = np.unique(keys[0][members])
+    parts = np.full(len(values), n // len(values))
+    parts[rng.permutation(len(values))[: n % len(values)]] += 1
+    drawn = []
+    for value, part in zip(values, parts, strict=True):
+        if part:
+            drawn.append(_evenly(members[keys[0][members] == value], keys[1:], part, rng))
+    return np.concatenate(drawn)
+
+
+def class_balanced(labels: np.ndarray, rng: np.random.Generator, keys: Sequence[np.ndarray] = ()) -> np.ndarray:
     """Draw as many items as there are, half of each class; within a class, none repeats before all were drawn.
 
     Parameters
@@ -284,6 +299,8 @@ def class_balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     labels : numpy.ndarray, shape (N,)
         `SPOOF`, `BONAFIDE`, or `UNLABELLED`, which is never drawn.
     rng : numpy.random.Generator
+    keys : sequence of numpy.ndarray, shape (N,)
+        Each in turn divides what is drawn of a class evenly among its values (`balanced`).
 
     Returns
     -------
@@ -307,27 +324,11 @@ def class_balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         members = np.flatnonzero(labels == number)
         if len(members) == 0:
             raise ValueError("class-balanced sampling needs examples of both classes")
-        rounds = math.ceil(n / len(members))
-        drawn = np.concatenate([rng.permutation(members) for _ in range(rounds)])
-        halves.append(drawn[:n])
+        if n:
+            halves.append(_evenly(members, keys, n, rng))
     return rng.permutation(np.concatenate(halves))
 
 # %% ../../nbs/1_data/12_batches.ipynb #bala0002
-def _evenly(members: np.ndarray, keys: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw n of these positions; each key in turn divides what is drawn evenly among its values."""
-    if not keys:
-        rounds = math.ceil(n / len(members))
-        return np.concatenate([rng.permutation(members) for _ in range(rounds)])[:n]
-    values = np.unique(keys[0][members])
-    parts = np.full(len(values), n // len(values))
-    parts[rng.permutation(len(values))[: n % len(values)]] += 1
-    drawn = []
-    for value, part in zip(values, parts, strict=True):
-        if part:
-            drawn.append(_evenly(members[keys[0][members] == value], keys[1:], part, rng))
-    return np.concatenate(drawn)
-
-
 def balanced(manifest: Manifest, columns: Sequence[str], rng: np.random.Generator) -> np.ndarray:
     """Draw as many recordings as there are, half of each class, and within a class evenly by columns.
 
@@ -353,23 +354,12 @@ def balanced(manifest: Manifest, columns: Sequence[str], rng: np.random.Generato
     ValueError
         A class without examples, or a column that is not there.
     """
-    labels = class_numbers(manifest)
-    if not columns:
-        return class_balanced(labels, rng)
     keys = []
     for column in columns:
         if column not in manifest.utterances:
             raise unknown("column", column, manifest.utterances.columns)
         keys.append(manifest.utterances[column].fillna("").astype(str).to_numpy(object))
-    n_spoof = len(labels) // 2
-    halves = []
-    for number, n in ((SPOOF, n_spoof), (BONAFIDE, len(labels) - n_spoof)):
-        members = np.flatnonzero(labels == number)
-        if len(members) == 0:
-            raise ValueError("class-balanced sampling needs examples of both classes")
-        if n:
-            halves.append(_evenly(members, keys, n, rng))
-    return rng.permutation(np.concatenate(halves))
+    return class_balanced(class_numbers(manifest), rng, keys)
 
 # %% ../../nbs/1_data/12_batches.ipynb #2d4bc7c0
 def bucketed(

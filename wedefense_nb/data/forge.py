@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOCODERS', 'gl_lin', 'gl_mel', 'lpc', 'world', 'world_coded', 'world_vc', 'vocode', 'find_boundaries', 'splice',
-           'choose_spans', 'plan', 'forge']
+           'choose_spans', 'plan', 'forge', 'same_settings']
 
 # %% ../../nbs/1_data/10_forge.ipynb #6213f812
 import json
@@ -494,16 +494,42 @@ def forge(
     return _collect(jobs, notes, out)
 
 # %% ../../nbs/1_data/10_forge.ipynb #81d23b2e
+def same_settings(note: Path, settings: dict, what: str) -> None:
+    """Note the settings that a folder is filled with; if it was begun with other ones, refuse.
+
+    Parameters
+    ----------
+    note : Path
+        A json file in that folder; the folder is made where it is missing.
+    settings : dict
+    what : str
+        What the folder holds, for the message: "a corpus".
+
+    Raises
+    ------
+    FileExistsError
+        Other settings.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> note = Path(tempfile.mkdtemp()) / "new" / "forge.json"
+    >>> same_settings(note, {"seed": 1}, "a corpus")
+    >>> same_settings(note, {"seed": 1}, "a corpus")  # nothing happens
+    """
+    note.parent.mkdir(parents=True, exist_ok=True)
+    if not note.is_file():
+        note.write_text(json.dumps(settings))
+    if json.loads(note.read_text()) != settings:
+        raise FileExistsError(
+            f"{note.parent}: holds {what} made with other settings; choose another folder or delete it"
+        )
+
+
 def _open_folder(out: Path, jobs: pd.DataFrame, settings: dict) -> dict[str, dict]:
     """Notes of the finished jobs in `out`, by utt; another plan in the same folder is an error."""
     (out / "notes").mkdir(parents=True, exist_ok=True)
-    settings = settings | {"plan": jobs.utt.tolist()}
-    if not (out / "forge.json").is_file():
-        (out / "forge.json").write_text(json.dumps(settings))
-    if json.loads((out / "forge.json").read_text()) != settings:
-        raise FileExistsError(
-            f"{out}: holds a corpus made with other settings; choose another folder or delete it"
-        )
+    same_settings(out / "forge.json", settings | {"plan": jobs.utt.tolist()}, "a corpus")
     notes = {}
     for path in (out / "notes").glob("*.json"):
         note = json.loads(path.read_text())

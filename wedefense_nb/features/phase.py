@@ -25,6 +25,7 @@ from wedefense_nb.features.spectra import (
     power_spectrum,
     sum_bands,
 )
+from ..registry import named_options
 
 # %% ../../nbs/2_features/09_phase.ipynb #phas0007
 def group_delay(frames: Tensor, n_fft: int, floor: float = 1e-12) -> Tensor:
@@ -554,17 +555,18 @@ class JointFront(nn.Module):
         self, parts: Sequence[Mapping] = ({"name": "lfcc", "preset": "house"}, {"name": "pulse_coherence"})
     ):
         super().__init__()
-        if not parts or not all(isinstance(part, Mapping) and "name" in part for part in parts):
-            raise ValueError(
-                f"parts: a list of front ends, each with its name, such as [{{name: lfcc}}]; got {parts}"
-            )
-        fronts = [_make(part) for part in parts]
+        listed = named_options("parts: a list of front ends", parts, "lfcc")
+        fronts = [make_front(name, **options) for name, options in listed]
         hops = [_hop_of(front) for front in fronts]
         if None in hops or len(set(hops)) > 1:
             raise ValueError(f"front ends side by side need one hop, got {hops} samples: set the option `hop`")
         self.fronts = nn.ModuleList(fronts)
         self.hop = hops[0]
         self.dim = sum(front.dim for front in fronts)
+
+    def frames(self, lengths: Tensor) -> Tensor:
+        """Frames for lengths in samples: those of the front end that has the fewest."""
+        return torch.stack([front.frames(lengths) for front in self.fronts]).amin(0)
 
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) and (B,) to features (B, F, dim) and frames (B,); zero beyond each recording's frames."""
@@ -573,9 +575,3 @@ class JointFront(nn.Module):
         total = min(x.shape[1] for x in feats)
         joined = torch.cat([x[:, :total] for x in feats], -1)
         return joined * frame_mask(fewest, total)[..., None], fewest
-
-
-def _make(part: Mapping) -> nn.Module:
-    """A front end from its name and options in one mapping."""
-    options = dict(part)
-    return make_front(options.pop("name"), **options)

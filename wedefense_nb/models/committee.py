@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .detector import DETECTORS, Detector, Paper, build, register
 from .layers import Identity
+from ..registry import named_options
 from ..task import BONAFIDE, SPOOF
 
 # %% ../../nbs/4_models/14_committee.ipynb #comm0015
@@ -164,15 +165,8 @@ def committee(members: Sequence[Mapping] | None = None) -> Committee:
     {'name': 'bands', 'n_mels': 80, 'embed_dim': 32}
     """
     wanted = MEMBERS if members is None else members
-    is_list = isinstance(wanted, Sequence) and not isinstance(wanted, str)
-    if not (is_list and wanted and all(isinstance(m, Mapping) and "name" in m for m in wanted)):
-        raise ValueError(
-            f"members: a list of detectors, each with its name, such as [{{name: bands}}]; got {wanted}"
-        )
     built = []
-    for member in wanted:
-        options = dict(member)
-        name = options.pop("name")
+    for name, options in named_options("members: a list of detectors", wanted, "bands"):
         DETECTORS[name]  # a localizer cannot be a member: it has no logits for a whole recording
         built.append(build(name, **options))
     return Committee(built)

@@ -251,6 +251,10 @@ class Mix:
     partners: Tensor
     shares: Tensor
 
+    def sides(self, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Labels (B,) of both sides of each mixture, each with its share (B,)."""
+        return [(labels, self.shares), (labels[self.partners], 1 - self.shares)]
+
 
 PARTNERS = ("any", "same", "other")
 PLACES = ("wave", "features", "embedding")
@@ -280,9 +284,7 @@ def draw_mix(
     rows = np.arange(len(classes))
     chosen = rows.copy()
     shares = np.ones(len(classes), dtype=np.float32)
-    for i, utt in enumerate(utts):
-        if alpha <= 0:
-            break
+    for i, utt in enumerate(utts if alpha > 0 else ()):
         rng = utt_rng(f"mixup {utt}", seed, epoch)
         share = rng.beta(alpha, alpha)
         possible = {"any": rows >= 0, "same": classes == classes[i], "other": classes != classes[i]}[partners]
@@ -335,7 +337,7 @@ def mixed_loss(head: Head, embedding: Tensor, labels: Tensor, mix: Mix, weights:
     """
     total: Any = 0.0
     amount: Any = 0.0
-    for wanted, share in ((labels, mix.shares), (labels[mix.partners], 1 - mix.shares)):
+    for wanted, share in mix.sides(labels):
         of_each = share if weights is None else share * weights[wanted]
         total = total + (of_each * head.losses(embedding, wanted)).sum()
         amount = amount + of_each.sum()
@@ -410,12 +412,16 @@ class Mixup(Detection):
             embedding = blend(embedding[:, None], torch.ones_like(batch.lengths), mix)[:, 0]
         return embedding
 
-    def forward(self, batch: Batch, epoch: int = 0, progress: float = 1.0) -> Tensor:
-        """The head's loss on both labels of each mixture, a scalar."""
+    def mixed(self, batch: Batch, epoch: int, progress: float) -> tuple[Tensor, Tensor, Mix]:
+        """The head's loss on both labels of each mixture, the embeddings (B, E) it comes from, and the mix."""
         set_progress(self.model, progress)
         mix = self.draw(batch, epoch)
         embedding = self.embedded(batch, epoch, mix)
-        return mixed_loss(self.model.head, embedding, batch.labels, mix, self.weights)
+        return mixed_loss(self.model.head, embedding, batch.labels, mix, self.weights), embedding, mix
+
+    def forward(self, batch: Batch, epoch: int = 0, progress: float = 1.0) -> Tensor:
+        """The head's loss on both labels of each mixture, a scalar."""
+        return self.mixed(batch, epoch, progress)[0]
 
 # %% ../../nbs/5_training/06_generality.ipynb #gene1023
 class _Reverse(torch.autograd.Function):
@@ -545,7 +551,7 @@ class Adversarial(Mixup):
         domains = torch.tensor([self.domain_of.get(utt, -1) for utt in utts], device=embedding.device)
         total = 0.0 * guesses.sum()
         amount = guesses.new_zeros(())
-        for wanted, share in ((domains, mix.shares), (domains[mix.partners], 1 - mix.shares)):
+        for wanted, share in mix.sides(domains):
             losses = nn.functional.cross_entropy(guesses, wanted, ignore_index=-1, reduction="none")
             total = total + (share * losses).sum()
             amount = amount + (share * (wanted >= 0)).sum()
@@ -553,9 +559,6 @@ class Adversarial(Mixup):
 
     def forward(self, batch: Batch, epoch: int = 0, progress: float = 1.0) -> Tensor:
         """Loss of the head and of the second one, whose gradient is turned round before the detector: a scalar."""
-        set_progress(self.model, progress)
-        mix = self.draw(batch, epoch)
-        embedding = self.embedded(batch, epoch, mix)
-        loss = mixed_loss(self.model.head, embedding, batch.labels, mix, self.weights)
+        loss, embedding, mix = self.mixed(batch, epoch, progress)
         hidden = reverse_gradient(embedding, self.weight * rising(progress))
         return loss + self.guessing_loss(hidden, batch.utts, mix)

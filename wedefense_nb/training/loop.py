@@ -435,7 +435,6 @@ class Run:
             optimizer.load_state_dict(earlier["optimizer"])
             self.state = {name: earlier[name] for name in self.state}
             objective.load_state_dict(earlier.get("own", {}), strict=False)
-        self.own = objective
         self.mean = earlier.get("mean", {}) if earlier is not None else {}
         self.objective, self.optimizer = accelerator.prepare(objective.to(accelerator.device), optimizer)
         if earlier is not None and accelerator.scaler is not None:
@@ -483,7 +482,7 @@ class Run:
 
     def own_state(self) -> dict[str, Tensor]:
         """Tensors of the objective that are not the model's, such as those of a second head."""
-        state = self.own.state_dict()
+        state = self.accelerator.unwrap_model(self.objective).state_dict()
         return {name: value for name, value in state.items() if not name.startswith("model.")}
 
     def follow(self) -> None:
