@@ -28,6 +28,7 @@ from wedefense_nb.scores.calibration import load_calibration
 from wedefense_nb.scores.fusion import LinearFusion
 from wedefense_nb.task import label_ids
 from wedefense_nb.training import recipes
+from wedefense_nb.training.generality import attack_folds, held_out_errors
 from wedefense_nb.training.recipes import (
     environment,
     find_recipe,
@@ -363,3 +364,52 @@ def test_the_recipe_fusion_runs_headlessly(tmp_path, tables):
     assert np.allclose(fused.llr, fusion.transform(tables["eval"][columns]), atol=1e-6)
     assert {row["system"] for row in result["metrics"]} == {"lcnn", "resnet", "average", "linear"}
     assert {row["system"] for row in result["worth"]} == {"lcnn", "resnet"}
+
+
+def test_the_recipe_generalisation_runs_headlessly_and_continues(tmp_path):
+    steps = "{plain: {}, copies: {training: {augment: copies}}}"
+    options = ["epochs=1", "replicates=30", "final=true", "held=[lpc]", "seeds=[0, 1]", f"steps={steps}"]
+    pairs = [pair.split("=", 1) for pair in [*options, f"out={tmp_path / 'run'}"]]
+    values = merge_parameters(find_recipe("generalisation"), None, pairs)
+    folder = run_recipe("generalisation", values, stream=False)
+    result = json.loads((folder / "result.json").read_text())
+    corpus = Manifest.read(ROOT / "data_samples")
+    (fold,) = attack_folds(corpus.subset(split="train"), corpus.subset(split="dev"), families={"lpc": ["lpc"]})
+    assert "lpc" not in set(fold.train.utterances.attack) | set(fold.dev.utterances.attack)
+    found = {}
+    for step in ("plain", "copies"):
+        tables = []
+        for number in (0, 1):
+            table = pd.read_csv(folder / f"folds/{step}-lpc-{number}.csv", dtype={"utt": str})
+            assert sorted(table.utt) == sorted(fold.test.utterances.utt)
+            tables.append(table.assign(held=f"lpc #{number}"))
+        found[step] = pd.concat(tables, ignore_index=True)
+    errors = {row["step"]: row for row in result["errors"]}
+    for step, table in found.items():
+        assert errors[step]["mean"] == pytest.approx(100 * held_out_errors(table).eer["mean"])
+    (change,) = result["changes"]
+    assert change["points"] == pytest.approx(errors["copies"]["mean"] - errors["plain"]["mean"])
+    assert result["chosen"] == min(errors, key=lambda step: errors[step]["mean"])
+    assert set(result["eval_by_attack"]) == {"plain", result["chosen"]}
+    log = (folder / "folds/copies-lpc-0/checkpoints/last.pt").stat().st_mtime
+    (folder / "folds/copies-lpc-1.csv").unlink()  # as if the run had been stopped there
+    run_recipe("generalisation", values, stream=False)
+    assert (folder / "folds/copies-lpc-0/checkpoints/last.pt").stat().st_mtime == log
+    assert json.loads((folder / "result.json").read_text())["errors"] == result["errors"]
+
+
+def test_the_recipe_generalisation_refuses_a_step_before_any_training(tmp_path):
+    for number, (steps, words) in enumerate(
+        (
+            ("{plain: {}, other: {modell: bands}}", "modell"),
+            ("{plain: {}, other: {training: {epoch: 3}}}", "epoch"),
+            ("{plain: {}, other: {objective: detektion}}", "detektion"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        pairs = [("steps", steps), ("out", str(folder))]
+        with pytest.raises(RuntimeError, match=words):
+            run_recipe(
+                "generalisation", merge_parameters(find_recipe("generalisation"), None, pairs), stream=False
+            )
+        assert not (folder / "folds").exists()
