@@ -28,10 +28,13 @@ from wedefense_nb.localization.learning import (
     Shelf,
     Splices,
     draw_cut,
+    fake_runs,
     fully_fake,
     in_samples,
     makes_fakes,
     recording_scores,
+    refined_proposals,
+    train_refiner,
     with_folders,
 )
 from wedefense_nb.localization.localizers import AsDetector, localize
@@ -661,6 +664,56 @@ def test_a_localizer_learns_from_two_folders(takes, fakes, parts, tmp_path):
     config = replace(config, augment="none")
     with pytest.raises(ValueError, match="no partial fakes"):
         learn(small(), config=config, validate=learning.dev_frame_eer, out=tmp_path / "c")
+
+
+# A second look
+
+
+def test_runs_are_where_frames_score_below(parts):
+    rng = np.random.default_rng(0)
+    for scores in (rng.normal(size=40).round(), np.zeros(3), -np.ones(3), np.zeros(0)):
+        called = np.zeros(len(scores), dtype=bool)
+        for a, b in fake_runs(scores, 0.0):
+            assert a < b and (a == 0 or scores[a - 1] >= 0) and (b == len(scores) or scores[b] >= 0)
+            called[a:b] = True
+        assert np.array_equal(called, scores < 0)
+
+
+def test_a_second_look_learns_and_leaves_the_localizer_alone(parts, monkeypatch):
+    train, dev = parts
+    model = small().eval()
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    truth = manifest_labels(train, model.hop)
+    scores = {utt: np.where(labels == SPOOF, -1.0, 1.0) for utt, labels in truth.items()}
+    seen = []
+    loss = learning.ProposalRefiner.loss
+
+    def spy(self, regions, found, true, weight=0.2):
+        seen.append(([len(r) for r in regions], found.tolist(), true.tolist()))
+        return loss(self, regions, found, true, weight)
+
+    monkeypatch.setattr(learning.ProposalRefiner, "loss", spy)
+    options = {"epochs": 2, "hidden": 16, "most": 1}
+    first = train_refiner(model, train, scores, 0.0, **options)
+    again = train_refiner(model, train, scores, 0.0, **options)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items()) and not first.training
+    spoofs = (train.utterances.label == "spoof").sum()
+    assert len(seen) == 4 * spoofs  # of real recordings, nothing was found
+    for sizes, ((start, end),), true in seen:
+        assert sizes == [end - start]
+        gaps = [abs(start - a) + abs(end - b) for a, b in true]  # finds are the truth, up to the grid
+        assert min(gaps) < 4
+    found = refined_proposals(model, first, dev, localize(model, dev, progress=False), 0.0)
+    assert list(found) == dev.utterances.utt.tolist()
+    for (utt, proposals), duration in zip(found.items(), dev.utterances.duration, strict=True):
+        assert all(0 <= c <= 1 and 0 <= a < b <= duration + 1e-6 for c, a, b in proposals), utt
+    with pytest.raises(ValueError, match="nothing to look at again"):
+        train_refiner(model, train, scores, -2.0)
+    with pytest.raises(ValueError, match="needs sounds"):
+        train_refiner(model, Manifest(train.utterances.assign(path="a.safetensors")), scores, 0.0)
 
 
 def test_objectives_need_little_of_the_settings():
