@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALIDATIONS', 'in_samples', 'Localization', 'makes_fakes', 'recording_scores', 'dev_frame_eer', 'dev_frame_f1',
-           'dev_recording_eer', 'dev_both_eer', 'Cut', 'draw_cut', 'Shelf', 'Donor', 'Splices', 'fully_fake',
-           'with_folders']
+           'dev_recording_eer', 'dev_both_eer', 'fake_runs', 'train_refiner', 'refined_proposals', 'Cut', 'draw_cut',
+           'Shelf', 'Donor', 'Splices', 'fully_fake', 'with_folders']
 
 # %% ../../nbs/7_localization/07_learning.ipynb #learn004
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,12 @@ from ..augmentation.transforms import Chain, Transform
 from ..data.audio import SAMPLE_RATE
 from ..data.batches import AudioDataset, Batch
 from ..data.forge import splice, vocode
-from ..data.manifest import Manifest, from_folder
+from ..data.manifest import Manifest, from_folder, utt_rng
 from ..features.stored import holds_features
 from .frames import RULES, batch_labels, timeline
 from .localizers import Localizer, front_hop, localize
 from .metrics import PEEK, find_threshold, frame_rates, point_eer
+from .refinement import ProposalRefiner, refine
 from ..metrics import eer
 from ..models.detector import set_progress
 from ..registry import Registry, unknown
@@ -251,6 +252,123 @@ def dev_both_eer(model: Localizer, dev: Manifest, config, accelerator=None) -> f
     """Mean of the EERs of dev's frames and of its recordings; parameters as for `dev_frame_eer`."""
     scores = _scores(model, dev, config, accelerator)
     return (point_eer(scores, dev, model.hop) + _recording_eer(model, scores, dev)) / 2
+
+# %% ../../nbs/7_localization/07_learning.ipynb #learn055
+def fake_runs(scores, threshold: float) -> np.ndarray:
+    """Runs of frames (F,) that score below a threshold: first frame, and frame after the last, (N, 2).
+
+    >>> fake_runs([1.0, -1.0, -2.0, 1.0, -1.0], 0.0).tolist()
+    [[1, 3], [4, 5]]
+    """
+    below = np.concatenate([[False], np.asarray(scores) < threshold, [False]])
+    return np.flatnonzero(np.diff(below)).reshape(-1, 2)
+
+
+def _finds(model: Localizer, manifest: Manifest, scores: Mapping[str, np.ndarray], threshold: float) -> dict:
+    """`fake_runs` of each recording, on the model's own steps."""
+    if holds_features(manifest):
+        raise ValueError("a second look needs sounds, not stored features")
+    lengths = torch.from_numpy(timeline(manifest).samples)
+    steps = model.frames(lengths).tolist()
+    rows = zip(manifest.utterances.utt, steps, strict=True)
+    return {utt: fake_runs(scores[utt][:count], threshold) for utt, count in rows}
+
+
+def train_refiner(
+    model: Localizer,
+    train: Manifest,
+    scores: Mapping[str, np.ndarray],
+    threshold: float,
+    *,
+    epochs: int = 5,
+    lr: float = 1e-3,
+    hidden: int = 256,
+    most: int = 16,
+    seed: int = 0,
+) -> ProposalRefiner:
+    """Learn to verify and move the finds of a localizer, which itself does not change (CFPRF's PRN).
+
+    Parameters
+    ----------
+    model : Localizer
+        In evaluation mode.
+    train : Manifest
+        Of sounds, with segments; one step for each recording in which something is found.
+    scores : dict of utt to numpy.ndarray, shape (F,)
+        Of `train`, from `localizers.localize` or calibrated.
+    threshold : float
+        Frames below it are finds.
+    epochs, lr, hidden : int, float, int
+        Adam's rate; `hidden` as for `refinement.ProposalRefiner`.
+    most : int
+        Finds of a recording that one step looks at, drawn anew each time.
+    seed : int
+
+    Returns
+    -------
+    ProposalRefiner
+        In evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        Nothing is found in the training set, or it has stored features.
+    """
+    finds = _finds(model, train, scores, threshold)
+    data = AudioDataset(train)
+    rows = [i for i, utt in enumerate(data.utts) if len(finds[utt])]
+    if not rows:
+        raise ValueError("no frame of the training set is called fake: there is nothing to look at again")
+    device = model.log_prior_odds.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        refiner = ProposalRefiner(hidden).to(device).train()
+    optimizer = torch.optim.Adam(refiner.parameters(), lr)
+    for epoch in range(epochs):
+        rng = utt_rng("second look", seed, epoch)
+        for i in rng.permutation(rows).tolist():
+            item = data[epoch, i]
+            wave = torch.from_numpy(item.wave).to(device)[None]
+            with torch.no_grad():
+                vectors, _ = model.frame_embed(wave, torch.tensor([wave.shape[1]], device=device))
+            runs = finds[item.utt]
+            runs = runs[np.sort(rng.permutation(len(runs))[:most])]
+            whole = [[0.0, len(item.wave) / SAMPLE_RATE]] if item.label == SPOOF else np.zeros((0, 2))
+            truth = np.asarray(item.fakes if len(item.fakes) else whole) / model.hop
+            found, true = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (runs, truth))
+            loss = refiner.loss([vectors[0, a:b] for a, b in runs.tolist()], found, true)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return refiner.eval()
+
+
+def refined_proposals(
+    model: Localizer,
+    refiner: ProposalRefiner,
+    manifest: Manifest,
+    scores: Mapping[str, np.ndarray],
+    threshold: float,
+) -> dict[str, list]:
+    """Proposals of all recordings, verified and moved by `refinement.refine`.
+
+    Parameters
+    ----------
+    model, refiner, manifest, scores, threshold
+        As for `train_refiner`.
+
+    Returns
+    -------
+    dict of utt to list of (confidence, start, end)
+        In seconds.
+    """
+    finds = _finds(model, manifest, scores, threshold)
+    data = AudioDataset(manifest)
+    found = {}
+    for i, utt in enumerate(data.utts):
+        wave = torch.from_numpy(data[0, i].wave).to(model.log_prior_odds.device)
+        found[utt] = refine(model, refiner, wave, [(a, b) for a, b in finds[utt].tolist()])
+    return found
 
 # %% ../../nbs/7_localization/07_learning.ipynb #learn030
 @dataclass(frozen=True)
