@@ -333,7 +333,7 @@ def train_refiner(
                 vectors, _ = model.frame_embed(wave, torch.tensor([wave.shape[1]], device=device))
             runs = finds[item.utt]
             runs = runs[np.sort(rng.permutation(len(runs))[:most])]
-            whole = [[0.0, len(item.wave) / SAMPLE_RATE]] if item.label == SPOOF else np.zeros((0, 2))
+            whole = [[0.0, wave.shape[1] / SAMPLE_RATE]] if item.label == SPOOF else np.zeros((0, 2))
             truth = np.asarray(item.fakes if len(item.fakes) else whole) / model.hop
             found, true = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (runs, truth))
             loss = refiner.loss([vectors[0, a:b] for a, b in runs.tolist()], found, true)
@@ -612,8 +612,9 @@ class Splices(Transform):
         if fake is None:
             return Donor(self.takes.utts[real], "", self.takes.stretch(real, share, n, within), None, name)
         within = min(within, self.fakes.length(fake))
-        waves = [shelf.stretch(at, share, n, within) for shelf, at in ((self.takes, real), (self.fakes, fake))]
-        return Donor(self.takes.utts[real], self.fakes.utts[fake], *waves, name)
+        take = self.takes.stretch(real, share, n, within)
+        made = self.fakes.stretch(fake, share, n, within)
+        return Donor(self.takes.utts[real], self.fakes.utts[fake], take, made, name)
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """The batch with its bona fide rows spliced; their labels and fake stretches follow."""
