@@ -9,25 +9,33 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import chi2_contingency, ks_2samp
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
 from wedefense_nb.augmentation.policies import make_policy
 from wedefense_nb.augmentation.transforms import Chain, changing_loader
+from wedefense_nb.data.audio import save
 from wedefense_nb.data.batches import AudioDataset, Batch, collate, epoch_batches
 from wedefense_nb.data.crops import Crop, Item
 from wedefense_nb.data.forge import VOCODERS
-from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.data.manifest import Manifest, from_folder
 from wedefense_nb.localization import learning
 from wedefense_nb.localization.frames import manifest_labels
 from wedefense_nb.localization.learning import (
     VALIDATIONS,
     Localization,
+    Shelf,
     Splices,
     draw_cut,
+    fake_runs,
+    fully_fake,
     in_samples,
     makes_fakes,
     recording_scores,
+    refined_proposals,
+    train_refiner,
+    with_folders,
 )
 from wedefense_nb.localization.localizers import AsDetector, localize
 from wedefense_nb.localization.metrics import point_eer
@@ -333,7 +341,7 @@ def test_a_cut_lies_inside_and_apart():
         for start, end in cut.spans:
             assert end - start >= 0.08 * 16000 or cut.spans == [(total // 3, 2 * total // 3)]
         assert cut.fade in (0, 80, 160) and 0 <= cut.shift <= max(total, 320)
-    with pytest.raises(ValueError, match="a vocoder at least"):
+    with pytest.raises(ValueError, match="a vocoder at least, or fakes from disk"):
         Splices(vocoders=())
     with pytest.raises(ValueError, match="unknown vocoder"):
         for epoch in range(20):
@@ -384,6 +392,328 @@ def test_a_splice_alone_gives_nothing_away(samples, monkeypatch):
     assert min(len(found[SPOOF]), len(found[BONAFIDE])) > 300
     assert probe(found[SPOOF], found[BONAFIDE]) < 0.56
     assert probe(found[SPOOF], found["untouched"]) > 0.62  # without controls, cuts would give it away
+
+
+# Donors: another take, another voice, fakes from disk
+
+
+def folder(place, rng, **speakers):
+    """A folder of noise: (name, seconds) of each file, by speaker; every speaker has a tone of her own."""
+    for speaker, files in speakers.items():
+        tone = rng.uniform(0.05, 0.4)
+        for name, seconds in files:
+            wave = rng.normal(size=round(seconds * 16000)) / 20
+            wave += np.sin(tone * np.arange(len(wave))) / 9
+            path = place / ("" if speaker == "top" else speaker) / f"{name}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(path, wave.astype(np.float32))
+    return place
+
+
+@pytest.fixture(scope="module")
+def takes(tmp_path_factory):
+    rng = np.random.default_rng(3)
+    place = tmp_path_factory.mktemp("takes")
+    seconds = [0.5, 0.7, 0.9]
+    people = {f"s{i}": [(f"t{i}{k}", seconds[k]) for k in range(3)] for i in range(4)}
+    return from_folder(folder(place, rng, **people), "bonafide")
+
+
+@pytest.fixture(scope="module")
+def fakes(tmp_path_factory):
+    """Of s0 and s1, and of somebody who has no takes; one is short."""
+    rng = np.random.default_rng(4)
+    people = {"s0": [("f00", 0.6), ("f01", 0.2)], "s1": [("f10", 0.8)], "nobody": [("f90", 0.4)]}
+    return from_folder(folder(tmp_path_factory.mktemp("fakes"), rng, **people), "spoof")
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    """What each spliced recording drew, and its donor; the vocoders of this test change nothing."""
+    seen = []
+
+    def cut(*args, **options):
+        seen.append({"cut": draw_cut(*args, **options)})
+        return seen[-1]["cut"]
+
+    drawn = Splices.draw_donor
+
+    def donor(self, utt, wave, rng):
+        seen[-1] |= {"utt": utt, "donor": drawn(self, utt, wave, rng)}
+        return seen[-1]["donor"]
+
+    monkeypatch.setattr(learning, "draw_cut", cut)
+    monkeypatch.setattr(Splices, "draw_donor", donor)
+    for name in ("nothing", "nought"):
+        monkeypatch.setitem(VOCODERS._found, name, lambda wave, rng: wave)
+    return seen
+
+
+def spoken(takes, fakes, draws):
+    """A table of what was drawn, with the speakers of donors."""
+    who = takes.utterances.set_index("utt").speaker.to_dict() | {"": ""}
+    whose = fakes.utterances.set_index("utt").speaker.to_dict() | {"": ""}
+    rows = []
+    for draw in draws:
+        donor, cut = draw["donor"], draw["cut"]
+        row = {"host": draw["utt"], "take": donor.utt, "fake": donor.fake_utt, "vocoder": donor.vocoder}
+        row |= {"stretches": len(cut.spans), "fade": cut.fade, "speaker": who[donor.utt]}
+        row |= {"own": who[donor.utt] == who[draw["utt"]], "fake_speaker": whose[donor.fake_utt]}
+        rows.append(row | {"start": cut.spans[0][0], "size": np.ptp(cut.spans[0]), "shift": cut.shift})
+    return pd.DataFrame(rows)
+
+
+def test_whatever_is_drawn_is_drawn_alike_for_fakes_and_controls(takes, fakes, spied):
+    change = Splices(1.0, ("nothing", "nought"), takes=takes, fakes=fakes)
+    labels = []
+    for i in range(len(takes)):
+        batch = collate([AudioDataset(takes)[0, i]])
+        labels += [int(change(batch, epoch).labels[0]) for epoch in range(150)]
+    table = spoken(takes, fakes, spied).assign(label=labels, kind=lambda t: (t["take"] != "") + 0 + (t.fake != ""))
+    assert abs(np.mean(labels) - 0.5) < 0.04
+    share = table.kind.value_counts(normalize=True)
+    assert share.to_dict() == pytest.approx({0: 0.5, 1: 0.25, 2: 0.25}, abs=0.04)
+    for column in (
+        "kind",
+        "host",
+        "take",
+        "fake",
+        "vocoder",
+        "stretches",
+        "fade",
+        "speaker",
+        "own",
+        "fake_speaker",
+    ):
+        assert chi2_contingency(pd.crosstab(table[column], table.label)).pvalue > 0.01, column
+    for column in ("start", "size", "shift"):
+        two = [group[column] for _, group in table.groupby("label")]
+        assert ks_2samp(*two).pvalue > 0.01, column
+
+
+def test_a_fake_from_disk_and_its_control_are_by_one_speaker_or_both_by_strangers(takes, fakes, spied):
+    change = Splices(1.0, ("nothing",), takes=takes, fakes=fakes)
+    for i in range(len(takes)):
+        for epoch in range(25):
+            change(collate([AudioDataset(takes)[0, i]]), epoch)
+    table = spoken(takes, fakes, spied)
+    assert not (table.host == table["take"]).any()
+    assert {bool(x) for x in table.own[table["take"] != ""]} == {True, False}
+    disk = table[table.fake != ""]
+    host = disk.host.str[:2]
+    known = disk.fake_speaker != "nobody"
+    assert (disk.fake_speaker[known] == disk.speaker[known]).all() and known.any()
+    assert (disk.speaker[~known] != host[~known]).all() and (~known).any()
+    assert set(host[disk.own]) == {"s0", "s1"}  # nobody else has fakes on disk: strangers, and strangers' takes
+    assert set(disk.fake) == set(fakes.utterances.utt)
+
+
+def test_the_real_and_the_fake_stretch_go_round_at_the_same_place(takes, fakes):
+    change = Splices(1.0, ("nothing",), takes=takes, fakes=fakes)
+    rounds = 0
+    for seed in range(200):
+        donor = change.draw_donor("s2-t20", np.zeros(8000, np.float32), np.random.default_rng(seed))
+        if donor.fake_utt == "s0-f01":  # of 3,200 samples
+            rounds += 1
+            for wave in (donor.real, donor.fake):
+                assert wave.shape == (8000,) and wave.dtype == np.float32
+                assert np.array_equal(wave[:4800], wave[3200:]) and not np.array_equal(
+                    wave[:1600], wave[1600:3200]
+                )
+    assert rounds > 3
+    shelf = Shelf(takes)
+    whole = shelf.stretch(0, 0.0, 8000, 8000)
+    for share, start in ((0.0, 0), (0.5, 4000), (0.999999, 8000 - 100)):
+        assert np.array_equal(shelf.stretch(0, share, 100, 8000), whole[start - (share == 0.5) * 50 :][:100])
+
+
+def test_a_shelf_gives_every_recording_but_the_one_that_is_cut(takes):
+    shelf = Shelf(takes)
+    many = np.linspace(0, 1, 1000, endpoint=False)
+    own = {shelf.utts[shelf.pick(x, "s1", "s1-t11", own=True)] for x in many}
+    others = {shelf.utts[shelf.pick(x, "s1", "s1-t11", own=False)] for x in many}
+    utts = set(takes.utterances.utt)
+    assert own == {"s1-t10", "s1-t12"} and others == {utt for utt in utts if not utt.startswith("s1")}
+    assert shelf.pick(0.3, "s9", "x", own=True) is None
+    assert {shelf.utts[shelf.pick(x, "s9", "s0-t00", own=False)] for x in many} == utts - {"s0-t00"}
+    unknown = Shelf(Manifest(takes.utterances.assign(speaker=""), root=takes.root))
+    assert unknown.pick(0.3, "", "x", own=True) is None
+    assert {unknown.utts[unknown.pick(x, "", "s0-t00", own=False)] for x in many} == utts - {"s0-t00"}
+    made = Shelf(Manifest(takes.utterances.assign(source=["x"] * 11 + [""]), root=takes.root))
+    assert {made.utts[made.pick(x, "s0", "x", own=False)] for x in many} == {"s3-t32"}
+    assert made.pick(0.5, "s0", "x", own=True) is None
+
+
+def test_without_vocoders_fakes_are_from_disk_or_there_are_none(takes, fakes, spied):
+    change = Splices(1.0, (), takes=takes, fakes=fakes)
+    data = AudioDataset(takes)
+    labels = [int(change(collate([data[0, i]]), e).labels[0]) for i in range(len(takes)) for e in range(20)]
+    assert 0.4 < np.mean(labels) < 0.6 and all(draw["donor"].fake is not None for draw in spied)
+    spied.clear()
+    lonely = takes.subset(utt=["s0-t00", "s1-t10"])  # fakes of s0 only: no control for s0, one of s0 for s1
+    change = Splices(1.0, (), takes=lonely, fakes=fakes.subset(speaker="s0"))
+    for i in range(2):
+        batch = collate([AudioDataset(lonely)[0, i]])
+        same = [torch.equal(change(batch, epoch).wave, batch.wave) for epoch in range(10)]
+        assert same == [i == 0] * 10
+    assert all(draw["donor"].utt == "s0-t00" for draw in spied if draw["donor"])
+    change = Splices(1.0, ("lpc",), takes=lonely, fakes=fakes.subset(speaker="s0"))  # a vocoder makes up for it
+    kinds = {change.draw_donor("s0-t00", np.ones(99), np.random.default_rng(s)).fake_utt for s in range(50)}
+    assert kinds == {""}
+    with pytest.raises(ValueError, match="fakes from disk need takes"):
+        Splices(fakes=fakes)
+    with pytest.raises(ValueError, match="nothing is fake"):
+        Splices(vocoders=(), takes=takes, fakes=fakes.subset(utt=[]))
+
+
+def test_donors_do_not_depend_on_batches_workers_or_the_order_of_the_list(takes, fakes):
+    everything = pd.concat([takes.utterances, fakes.utterances.assign(path=[str(p) for p in fakes.paths()])])
+    orders = [everything, everything.iloc[::-1], everything.sample(frac=1.0, random_state=1)]
+    found = []
+    for order, size, workers in zip(orders, (1, 5, 4), (0, 0, 1), strict=True):
+        train = Manifest(order.assign(split="train"), root=takes.root)
+        change = make_policy("splices", train, seed=3).change
+        rows = {}
+        plan = epoch_batches(train, size, epoch=2)
+        for batch in changing_loader(AudioDataset(train, Crop(0.4)), plan, workers, change, 2):
+            for i, utt in enumerate(batch.utts):
+                wave = batch.wave[i, : batch.lengths[i]].tolist()
+                rows[utt] = (int(batch.labels[i]), batch.fakes[i].tolist(), wave)
+        found.append(rows)
+    assert found[0] == found[1] == found[2] and len(found[0]) == len(everything)
+    (member,) = change.members
+    assert sorted(member.fakes.utts) == sorted(fakes.utterances.utt)
+    assert sorted(member.takes.utts) == sorted(takes.utterances.utt)
+
+
+def voice(wave, spans):
+    """How the stretches differ from the rest: in level, in bands, and in how they go on from block to block."""
+    inside = np.zeros(len(wave), dtype=bool)
+    for start, end in spans:
+        inside[start:end] = True
+    found = []
+    for part in (wave[inside], wave[~inside]):
+        blocks = part[: len(part) // 320 * 320].reshape(-1, 320)
+        power = np.abs(np.fft.rfft(blocks * np.hanning(320))) ** 2 + 1e-6
+        bands = np.log([chunk.mean() for chunk in np.array_split(power.mean(0), 8)])
+        found.append([*bands, np.log(np.square(part).mean() + 1e-8), np.log(power.sum(1)).std()])
+    gap = np.subtract(*found)
+    return [*gap, *np.abs(gap), np.square(gap[:8]).mean()]
+
+
+@pytest.mark.parametrize("vocoders", [("nothing",), ()])
+def test_a_donor_alone_gives_nothing_away(samples, spied, vocoders):
+    """With vocoders that change nothing and "fakes" that are real, nothing tells partial fakes from controls."""
+    real = samples.subset(split="train", label="bonafide", kind="full")
+    u = real.utterances
+    half = [speaker in set(u.speaker.unique()[:3]) for speaker in u.speaker]  # these speakers have fakes on disk
+    disk = u[np.array(half) & (np.arange(len(u)) % 3 == 0)]
+    takes = real.subset(utt=u.utt[~u.utt.isin(disk.utt)])
+    change = Splices(1.0, vocoders, takes=takes, fakes=Manifest(disk.assign(label="spoof"), root=real.root))
+    data = AudioDataset(takes, Crop(1.2))
+    found = {SPOOF: [], BONAFIDE: []}
+    kinds = []
+    for i in range(len(takes)):
+        for epoch in range(8):
+            changed = change(collate([data[epoch, i]]), epoch)
+            found[int(changed.labels[0])].append(voice(changed.wave[0].numpy(), spied[-1]["cut"].spans))
+            kinds.append((spied[-1]["donor"].utt != "", changed.wave[0].numpy(), spied[-1]["cut"].spans))
+    assert min(len(found[SPOOF]), len(found[BONAFIDE])) > 300
+    assert probe(found[SPOOF], found[BONAFIDE]) < 0.55
+    if vocoders:  # had fakes another take and controls the same recording, the voice would give them away
+        another, same = ([voice(w, spans) for k, w, spans in kinds if k == kind] for kind in (True, False))
+        assert probe(another, same) > 0.6
+
+
+def test_folders_join_the_training_set(tmp_path, takes, fakes, parts):
+    rng = np.random.default_rng(6)
+    folder(tmp_path / "real", rng, s0=[("a", 0.3)], top=[("b", 0.2)])
+    train = parts[0]
+    joined = with_folders(train, str(tmp_path / "real"), str(fakes.root))
+    assert with_folders(train).utterances.equals(train.utterances)
+    new = joined.utterances.iloc[len(train) :]
+    assert new.utt.tolist()[:2] == ["speech/b", "speech/s0-a"] and new.utt.str.startswith("fakes/").sum() == 4
+    assert new.label.tolist() == ["bonafide"] * 2 + ["spoof"] * 4 and set(new.split) == {"train"}
+    assert new.speaker.tolist() == ["", "s0", "nobody", "s0", "s0", "s1"]
+    joined.validate(files=True)
+    assert set(fully_fake(joined).utterances.utt) == set(new.utt[2:]) | set(
+        train.utterances.utt[train.utterances.kind == "full"][train.utterances.label == "spoof"]
+    )
+    (tmp_path / "empty").mkdir()
+    for options, what in (
+        ({"speech": str(tmp_path / "nowhere")}, "speech .*nowhere: no such folder"),
+        ({"fakes": str(tmp_path / "empty")}, "no sound files here"),
+    ):
+        with pytest.raises(FileNotFoundError, match=what) as caught:
+            with_folders(train, **options)
+        assert "\n" not in str(caught.value)
+    stored = Manifest(train.utterances.assign(path="a.safetensors"))
+    with pytest.raises(ValueError, match="stored features"):
+        with_folders(stored, speech=str(tmp_path / "real"))
+
+
+def test_a_localizer_learns_from_two_folders(takes, fakes, parts, tmp_path):
+    nothing = parts[0].subset(utt=parts[0].utterances.utt[:1])
+    train = with_folders(nothing, str(takes.root), str(fakes.root))
+    config = FitConfig(epochs=2, batch_size=6, crop=0.4, lr=0.01, average=1, augment="splices")
+    learn = partial(fit, train=train, dev=parts[1], config=config, objective=Localization)
+    first = learn(small(), validate=learning.dev_frame_eer, out=tmp_path / "a")
+    again = learn(small(), validate=learning.dev_frame_eer, out=tmp_path / "b")
+    assert first.history.train_loss.notna().all() and 0 <= first.dev_error <= 1
+    pd.testing.assert_frame_equal(first.history, again.history)
+    config = replace(config, augment="none")
+    with pytest.raises(ValueError, match="no partial fakes"):
+        learn(small(), config=config, validate=learning.dev_frame_eer, out=tmp_path / "c")
+
+
+# A second look
+
+
+def test_runs_are_where_frames_score_below(parts):
+    rng = np.random.default_rng(0)
+    for scores in (rng.normal(size=40).round(), np.zeros(3), -np.ones(3), np.zeros(0)):
+        called = np.zeros(len(scores), dtype=bool)
+        for a, b in fake_runs(scores, 0.0):
+            assert a < b and (a == 0 or scores[a - 1] >= 0) and (b == len(scores) or scores[b] >= 0)
+            called[a:b] = True
+        assert np.array_equal(called, scores < 0)
+
+
+def test_a_second_look_learns_and_leaves_the_localizer_alone(parts, monkeypatch):
+    train, dev = parts
+    model = small().eval()
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    truth = manifest_labels(train, model.hop)
+    scores = {utt: np.where(labels == SPOOF, -1.0, 1.0) for utt, labels in truth.items()}
+    seen = []
+    loss = learning.ProposalRefiner.loss
+
+    def spy(self, regions, found, true, weight=0.2):
+        seen.append(([len(r) for r in regions], found.tolist(), true.tolist()))
+        return loss(self, regions, found, true, weight)
+
+    monkeypatch.setattr(learning.ProposalRefiner, "loss", spy)
+    options = {"epochs": 2, "hidden": 16, "most": 1}
+    first = train_refiner(model, train, scores, 0.0, **options)
+    again = train_refiner(model, train, scores, 0.0, **options)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items()) and not first.training
+    spoofs = (train.utterances.label == "spoof").sum()
+    assert len(seen) == 4 * spoofs  # of real recordings, nothing was found
+    for sizes, ((start, end),), true in seen:
+        assert sizes == [end - start]
+        gaps = [abs(start - a) + abs(end - b) for a, b in true]  # finds are the truth, up to the grid
+        assert min(gaps) < 4
+    found = refined_proposals(model, first, dev, localize(model, dev, progress=False), 0.0)
+    assert list(found) == dev.utterances.utt.tolist()
+    for (utt, proposals), duration in zip(found.items(), dev.utterances.duration, strict=True):
+        assert all(0 <= c <= 1 and 0 <= a < b <= duration + 1e-6 for c, a, b in proposals), utt
+    with pytest.raises(ValueError, match="nothing to look at again"):
+        train_refiner(model, train, scores, -2.0)
+    with pytest.raises(ValueError, match="needs sounds"):
+        train_refiner(model, Manifest(train.utterances.assign(path="a.safetensors")), scores, 0.0)
 
 
 def test_objectives_need_little_of_the_settings():

@@ -644,3 +644,47 @@ def test_millions_of_frames_take_seconds():
     frame_rates(j, threshold=1.0), boundary_rates(j, threshold=1.0)
     assert time.process_time() - began < 4  # 0.6 s here
     assert frame_count(160000, 0.02) == 500
+
+
+def sorted_and_copied(frames, draws, of):
+    """Replicates as they were first counted: all frames copied in the order of their scores, for each corpus."""
+    order = frames.ranking.order
+    owner = np.repeat(np.arange(len(frames.counts)), frames.counts)[order]
+    found = []
+    for draw in draws.astype(np.int64):
+        parts = (frames.ranking.pooled(draw[owner] * x[order]) for x in (frames.bona, frames.spoof))
+        found.append(of(module.Counts(frames.ranking.distinct, *parts)))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_replicates_in_little_memory_have_the_values_of_plain_ones(ties):
+    rng = np.random.default_rng(2)
+    counts = rng.integers(100, 300, 500)  # more frames than one block has
+    n = counts.sum()
+    scores = rng.normal(size=n).round(1 if ties else 15)
+    spoof = (rng.normal(size=n) > scores).astype(np.int8)
+    frames = Frames(Ranking(scores), 1 - spoof, spoof, counts, "frame")
+    draws = draw_utterances(500, 20, seed=3)
+    assert draws.dtype == np.uint16 and np.array_equal(draws[:5], draw_utterances(500, 5, seed=3))
+    assert n > 2**16 and (frames.ranking.starts is not None) == ties
+    assert np.array_equal(eer_replicates(frames, draws), sorted_and_copied(frames, draws, eer))
+    assert auc_replicates(frames, draws) == pytest.approx(sorted_and_copied(frames, draws, module.auc), abs=1e-13)
+
+
+def test_the_memory_of_intervals_does_not_grow_with_their_number():
+    import tracemalloc
+
+    rng = np.random.default_rng(4)
+    n = 300_000
+    labels = rng.integers(0, 2, n).astype(np.int8)
+    frames = Frames(Ranking(rng.normal(size=n)), labels, 1 - labels, np.full(300, n // 300), "frame")
+    for replicates in (eer_replicates, auc_replicates):
+        most = []
+        for many in (160, 320):
+            draws = draw_utterances(300, many)
+            tracemalloc.start()
+            replicates(frames, draws)
+            most.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert max(most) < 20 * n and most[1] < most[0] + 1e5, most

@@ -17,6 +17,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.training.runs import tiny_recipe
+from wedefense_nb.data.audio import save
 from wedefense_nb.data.manifest import Manifest
 from wedefense_nb.features.pretrained import TINY, UPSTREAMS
 from wedefense_nb.localization.frame_files import read_frame_scores
@@ -315,12 +316,22 @@ def test_the_recipe_evaluation_runs_headlessly(tmp_path, tables):
 
 
 def test_the_recipe_localization_runs_headlessly_and_continues(tmp_path):
+    rng = np.random.default_rng(0)
+    speech, fakes = tmp_path / "speech", tmp_path / "fakes"
+    for folder in (speech, fakes):
+        (folder / "ann").mkdir(parents=True)
+        for i in range(3):
+            save(folder / f"ann/{i}.wav", rng.normal(size=12000).astype(np.float32) / 9)
     options = [
         "model=frame_linear",
         "model_options={utterance: learned}",
         "epochs=1",
         "replicates=30",
         "share=0.3",
+        "augment=splices",
+        f"speech={speech}",
+        f"fakes={fakes}",
+        "refine=1",
     ]
     pairs = [pair.split("=", 1) for pair in [*options, "validation=both_eer", f"out={tmp_path / 'run'}"]]
     values = merge_parameters(find_recipe("localization"), None, pairs)
@@ -342,6 +353,11 @@ def test_the_recipe_localization_runs_headlessly_and_continues(tmp_path):
         "dev",
         "eval",
     }
+    looked = pd.DataFrame(result["proposals"]).set_index(["system", "metric"]).value
+    assert {"coarse", "refined"} == set(looked.index.get_level_values(0)) and looked.between(0, 1).all()
+    assert (folder / "refiner.safetensors").is_file()
+    with pytest.raises(Exception, match="nowhere: no such folder"):
+        run_recipe("localization", values | {"speech": "nowhere", "out": str(tmp_path / "no")}, stream=False)
     model = load_model(folder / "model")
     calibration = load_calibration(folder / "model/calibration.json")
     one = truth.subset(utt=[truth.utterances.utt.iloc[0]])

@@ -8,6 +8,7 @@ __all__ = ['POLICIES', 'noise_sources', 'Ingredient', 'policy', 'Policy', 'make_
 # %% ../../nbs/3_augmentation/08_policies.ipynb #f9d6129b
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -58,21 +59,24 @@ class Ingredient:
     about : str
         What it does, and how often.
     make : function
-        (sources) to a `Transform`, or to a `SpecAugment`; sources are None unless they are needed.
+        (what it needs) to a `Transform`, or to a `SpecAugment`: sources, the training set, or None.
     needs_sources : bool
         Does it play files, those of `noise_sources`?
+    needs_train : bool
+        Does it look at the training set?
     """
 
     about: str
-    make: Callable[[pd.DataFrame | None], "Transform | SpecAugment"]
+    make: Callable[[Any], "Transform | SpecAugment"]
     needs_sources: bool = False
+    needs_train: bool = False
 
 
 POLICIES = Registry("augmentation", "wedefense_nb.augmentation")
 
 
-def policy(name: str, about: str, needs_sources: bool = False) -> Callable:
-    """Decorator: a function (sources) that makes a transform becomes known by a name.
+def policy(name: str, about: str, needs_sources: bool = False, needs_train: bool = False) -> Callable:
+    """Decorator: a function (what it needs) that makes a transform becomes known by a name.
 
     Parameters
     ----------
@@ -80,10 +84,12 @@ def policy(name: str, about: str, needs_sources: bool = False) -> Callable:
         Name in a policy; what it does, and how often.
     needs_sources : bool
         Does it play files? Then they are handed to the function, otherwise None.
+    needs_train : bool
+        Does it look at the training set? Then that is handed to the function.
     """
 
     def add(make: Callable) -> Callable:
-        POLICIES.add(name, Ingredient(about, make, needs_sources), owner=make.__module__)
+        POLICIES.add(name, Ingredient(about, make, needs_sources, needs_train), owner=make.__module__)
         return make
 
     return add
@@ -137,7 +143,7 @@ def make_policy(text: str, train: Manifest, noise: str = "", seed: int = 0) -> P
     text : str
         Such as "musan_rir+specaugment"; applied in this order.
     train : Manifest
-        Lends the voices of babble.
+        Lends the voices of babble, and itself to those that look at it.
     noise, seed : str, int
         As for `noise_sources`; what happens to a recording is a function of (seed, epoch, utt).
 
@@ -161,7 +167,7 @@ def make_policy(text: str, train: Manifest, noise: str = "", seed: int = 0) -> P
     changes = []
     of_waves = []  # their names
     for name, ingredient in zip(names, ingredients, strict=True):
-        part = ingredient.make(sources)
+        part = ingredient.make(train if ingredient.needs_train else sources)
         if not isinstance(part, SpecAugment):
             changes.append(part)
             of_waves.append(name)

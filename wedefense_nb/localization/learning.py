@@ -4,25 +4,30 @@
 
 # %% auto #0
 __all__ = ['VALIDATIONS', 'in_samples', 'Localization', 'makes_fakes', 'recording_scores', 'dev_frame_eer', 'dev_frame_f1',
-           'dev_recording_eer', 'dev_both_eer', 'Cut', 'draw_cut', 'Splices']
+           'dev_recording_eer', 'dev_both_eer', 'fake_runs', 'train_refiner', 'refined_proposals', 'Cut', 'draw_cut',
+           'Shelf', 'Donor', 'Splices', 'fully_fake', 'with_folders']
 
 # %% ../../nbs/7_localization/07_learning.ipynb #learn004
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from ..augmentation.policies import Policy, policy
 from ..augmentation.transforms import Chain, Transform
 from ..data.audio import SAMPLE_RATE
-from ..data.batches import Batch
+from ..data.batches import AudioDataset, Batch
 from ..data.forge import splice, vocode
-from ..data.manifest import Manifest
+from ..data.manifest import Manifest, from_folder, utt_rng
+from ..features.stored import holds_features
 from .frames import RULES, batch_labels, timeline
 from .localizers import Localizer, front_hop, localize
 from .metrics import PEEK, find_threshold, frame_rates, point_eer
+from .refinement import ProposalRefiner, refine
 from ..metrics import eer
 from ..models.detector import set_progress
 from ..registry import Registry, unknown
@@ -248,6 +253,123 @@ def dev_both_eer(model: Localizer, dev: Manifest, config, accelerator=None) -> f
     scores = _scores(model, dev, config, accelerator)
     return (point_eer(scores, dev, model.hop) + _recording_eer(model, scores, dev)) / 2
 
+# %% ../../nbs/7_localization/07_learning.ipynb #learn055
+def fake_runs(scores, threshold: float) -> np.ndarray:
+    """Runs of frames (F,) that score below a threshold: first frame, and frame after the last, (N, 2).
+
+    >>> fake_runs([1.0, -1.0, -2.0, 1.0, -1.0], 0.0).tolist()
+    [[1, 3], [4, 5]]
+    """
+    below = np.concatenate([[False], np.asarray(scores) < threshold, [False]])
+    return np.flatnonzero(np.diff(below)).reshape(-1, 2)
+
+
+def _finds(model: Localizer, manifest: Manifest, scores: Mapping[str, np.ndarray], threshold: float) -> dict:
+    """`fake_runs` of each recording, on the model's own steps."""
+    if holds_features(manifest):
+        raise ValueError("a second look needs sounds, not stored features")
+    lengths = torch.from_numpy(timeline(manifest).samples)
+    steps = model.frames(lengths).tolist()
+    rows = zip(manifest.utterances.utt, steps, strict=True)
+    return {utt: fake_runs(scores[utt][:count], threshold) for utt, count in rows}
+
+
+def train_refiner(
+    model: Localizer,
+    train: Manifest,
+    scores: Mapping[str, np.ndarray],
+    threshold: float,
+    *,
+    epochs: int = 5,
+    lr: float = 1e-3,
+    hidden: int = 256,
+    most: int = 16,
+    seed: int = 0,
+) -> ProposalRefiner:
+    """Learn to verify and move the finds of a localizer, which itself does not change (CFPRF's PRN).
+
+    Parameters
+    ----------
+    model : Localizer
+        In evaluation mode.
+    train : Manifest
+        Of sounds, with segments; one step for each recording in which something is found.
+    scores : dict of utt to numpy.ndarray, shape (F,)
+        Of `train`, from `localizers.localize` or calibrated.
+    threshold : float
+        Frames below it are finds.
+    epochs, lr, hidden : int, float, int
+        Adam's rate; `hidden` as for `refinement.ProposalRefiner`.
+    most : int
+        Finds of a recording that one step looks at, drawn anew each time.
+    seed : int
+
+    Returns
+    -------
+    ProposalRefiner
+        In evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        Nothing is found in the training set, or it has stored features.
+    """
+    finds = _finds(model, train, scores, threshold)
+    data = AudioDataset(train)
+    rows = [i for i, utt in enumerate(data.utts) if len(finds[utt])]
+    if not rows:
+        raise ValueError("no frame of the training set is called fake: there is nothing to look at again")
+    device = model.log_prior_odds.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        refiner = ProposalRefiner(hidden).to(device).train()
+    optimizer = torch.optim.Adam(refiner.parameters(), lr)
+    for epoch in range(epochs):
+        rng = utt_rng("second look", seed, epoch)
+        for i in rng.permutation(rows).tolist():
+            item = data[epoch, i]
+            wave = torch.from_numpy(item.wave).to(device)[None]
+            with torch.no_grad():
+                vectors, _ = model.frame_embed(wave, torch.tensor([wave.shape[1]], device=device))
+            runs = finds[item.utt]
+            runs = runs[np.sort(rng.permutation(len(runs))[:most])]
+            whole = [[0.0, wave.shape[1] / SAMPLE_RATE]] if item.label == SPOOF else np.zeros((0, 2))
+            truth = np.asarray(item.fakes if len(item.fakes) else whole) / model.hop
+            found, true = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (runs, truth))
+            loss = refiner.loss([vectors[0, a:b] for a, b in runs.tolist()], found, true)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return refiner.eval()
+
+
+def refined_proposals(
+    model: Localizer,
+    refiner: ProposalRefiner,
+    manifest: Manifest,
+    scores: Mapping[str, np.ndarray],
+    threshold: float,
+) -> dict[str, list]:
+    """Proposals of all recordings, verified and moved by `refinement.refine`.
+
+    Parameters
+    ----------
+    model, refiner, manifest, scores, threshold
+        As for `train_refiner`.
+
+    Returns
+    -------
+    dict of utt to list of (confidence, start, end)
+        In seconds.
+    """
+    finds = _finds(model, manifest, scores, threshold)
+    data = AudioDataset(manifest)
+    found = {}
+    for i, utt in enumerate(data.utts):
+        wave = torch.from_numpy(data[0, i].wave).to(model.log_prior_odds.device)
+        found[utt] = refine(model, refiner, wave, [(a, b) for a, b in finds[utt].tolist()])
+    return found
+
 # %% ../../nbs/7_localization/07_learning.ipynb #learn030
 @dataclass(frozen=True)
 class Cut:
@@ -295,28 +417,120 @@ def draw_cut(total: int, rng: np.random.Generator, most: int = 2, shortest: floa
     shift = near if rng.random() < 0.5 else far
     return Cut(spans or [(total // 3, 2 * total // 3)], shift, int(rng.choice([0, 80, 160])))
 
+# %% ../../nbs/7_localization/07_learning.ipynb #learn047
+class Shelf:
+    """Recordings to take stretches from, by speaker and name: how a list is ordered does not matter.
 
+    Parameters
+    ----------
+    manifest : Manifest
+        The speaker "" is nobody's name: such a recording is a stranger's to all. A column `source` says of which
+        recording one was made.
+    """
+
+    def __init__(self, manifest: Manifest):
+        u = manifest.utterances.reset_index(drop=True).sort_values(["speaker", "utt"])
+        self.data = AudioDataset(manifest)
+        self.rows = u.index.to_numpy()
+        self.utts = u.utt.tolist()
+        self.speakers = u.speaker.tolist()
+        self.sources = u.source.tolist() if "source" in u else self.utts
+        known = u.speaker.to_numpy(dtype=object)
+        starts = np.flatnonzero(np.append(True, known[1:] != known[:-1])).tolist()
+        ends = [*starts[1:], len(u)]
+        blocks = {self.speakers[a]: (a, b) for a, b in zip(starts, ends, strict=True)}
+        self.blocks = blocks | {"": (0, 0)}
+        self.speaker_of = dict(zip(self.utts, self.speakers, strict=True))
+
+    def pick(self, share: float, speaker: str, apart: str, own: bool) -> int | None:
+        """Place of a recording by this speaker (`own`) or by another one; None if there is none.
+
+        Parameters
+        ----------
+        share : float
+            In [0, 1): how far down the list of those that may be taken.
+        speaker, apart : str
+            `apart` is the recording that it goes into: never that one, nor one made of it.
+        own : bool
+        """
+        first, behind = self.blocks.get(speaker, (0, 0))
+        many = behind - first if own else len(self.utts) - (behind - first)
+        at = int(share * many)
+        for step in range(many):
+            place = (at + step) % many
+            if own:
+                place += first
+            elif place >= first:
+                place += behind - first
+            if apart not in (self.utts[place], self.sources[place]):
+                return place
+        return None
+
+    def length(self, place: int) -> int:
+        """Samples of a recording."""
+        return self.data.open(int(self.rows[place])).frames
+
+    def stretch(self, place: int, share: float, n: int, within: int) -> np.ndarray:
+        """`n` samples of a recording, at most `within` of them in a row: then they go round, (n,).
+
+        `share` in [0, 1) says where, from the first possible place to the last.
+        """
+        recording = self.data.open(int(self.rows[place]))
+        size = min(n, within, recording.frames)
+        start = int(share * (recording.frames - size + 1))
+        return np.resize(recording.read(start, start + size), n)
+
+
+@dataclass(frozen=True)
+class Donor:
+    """What may come into a cut, drawn before anybody knows whether it will be fake.
+
+    Attributes
+    ----------
+    utt, fake_utt : str
+        Recordings on the shelves: of the real samples, and of fake ones from disk. "" for the recording itself,
+        and for no fake.
+    real : numpy.ndarray, float32, shape (T,)
+        As long as the recording that is cut.
+    fake : numpy.ndarray or None
+        From disk; None where a vocoder is to make it of `real`.
+    vocoder : str
+    """
+
+    utt: str
+    fake_utt: str
+    real: np.ndarray
+    fake: np.ndarray | None
+    vocoder: str
+
+# %% ../../nbs/7_localization/07_learning.ipynb #learn048
 class Splices(Transform):
     """Make partial fakes of real recordings, and as many spliced real ones.
 
-    A stretch is replaced by another moment of the same recording. In half of the cases that goes through a vocoder
-    first: only there it is spoof. What is fake already is left alone.
+    A stretch is replaced by another moment of the same recording, or by another take. In half of the cases that
+    goes through a vocoder first, or is a fake from disk: only there it is spoof. What is fake already is left
+    alone. All else is drawn before, and alike for both.
 
     Parameters
     ----------
     p : float
         Probability of a recording to be spliced.
     vocoders : sequence of str
-        Names in `data.forge.VOCODERS`.
+        Names in `data.forge.VOCODERS`. Without any, all fakes are from disk.
     most, shortest
         As for `draw_cut`.
     seed : int
         What happens to a recording is a function of (seed, epoch, utt).
+    takes : Manifest, optional
+        Real recordings to take stretches from, half of the time: by the same speaker or by a stranger.
+    fakes : Manifest, optional
+        Recordings that are fake throughout, in place of half of the vocoded takes. Their controls are takes, by
+        the speaker of the fake where there are some. Speakers are the same if they have the same name.
 
     Raises
     ------
     ValueError
-        No vocoders, or a `p` that is no probability.
+        Neither vocoders nor fakes, fakes without takes, or a `p` that is no probability.
 
     Examples
     --------
@@ -337,13 +551,70 @@ class Splices(Transform):
         most: int = 2,
         shortest: float = 0.08,
         seed: int = 0,
+        takes: Manifest | None = None,
+        fakes: Manifest | None = None,
     ):
         super().__init__(p, seed)
-        if not vocoders:
-            raise ValueError("splices need a vocoder at least: without one, nothing is fake")
+        self.takes, self.fakes = (Shelf(m) if m is not None and len(m) else None for m in (takes, fakes))
+        if not vocoders and self.fakes is None:
+            raise ValueError("splices need a vocoder at least, or fakes from disk: without them, nothing is fake")
+        if self.fakes is not None and self.takes is None:
+            raise ValueError("fakes from disk need takes: their controls are cut with another real recording")
         self.vocoders = list(vocoders)
         self.most = most
         self.shortest = shortest
+
+    def draw_donor(self, utt: str, wave: np.ndarray, rng: np.random.Generator) -> Donor | None:
+        """What may come into a recording (T,); None where all fakes are from disk and none has a control."""
+        another = rng.random() < 0.5
+        own = bool(rng.random() < 0.5)
+        which = rng.random(2)
+        share = rng.random()
+        name = self.vocoders[int(rng.integers(len(self.vocoders)))] if self.vocoders else ""
+        disk = self.fakes is not None and rng.random() < 0.5
+        if not self.vocoders:
+            another = disk = True
+        pair = None
+        if another and disk:
+            pair = self._from_disk(utt, own, which)
+        if pair is None and another and self.vocoders:
+            pair = self._another_take(utt, own, which)
+        if pair is not None:
+            return self._read(*pair, share, len(wave), name)
+        return Donor("", "", wave, None, name) if self.vocoders else None
+
+    def _another_take(self, utt: str, own: bool, which: np.ndarray) -> tuple[int, None] | None:
+        """Place of a take by the same speaker (`own`) or a stranger, or the other way round."""
+        if self.takes is None:
+            return None
+        speaker = self.takes.speaker_of.get(utt, "")
+        for mine in (own, not own):
+            real = self.takes.pick(which[0], speaker, utt, mine)
+            if real is not None:
+                return real, None
+        return None
+
+    def _from_disk(self, utt: str, own: bool, which: np.ndarray) -> tuple[int, int] | None:
+        """Places of a take and of a fake: both by the same speaker (`own`) or both by strangers, or vice versa."""
+        speaker = self.takes.speaker_of.get(utt, "")
+        for mine in (own, not own):
+            real = self.takes.pick(which[0], speaker, utt, mine)
+            fake = self.fakes.pick(which[1], speaker, utt, mine)
+            if real is None or fake is None:
+                continue
+            alike = self.takes.pick(which[0], self.fakes.speakers[fake], utt, own=True)
+            return real if alike is None else alike, fake
+        return None
+
+    def _read(self, real: int, fake: int | None, share: float, n: int, name: str) -> Donor:
+        """The donor at these places: `n` samples that go round where the shorter of both does."""
+        within = self.takes.length(real)
+        if fake is None:
+            return Donor(self.takes.utts[real], "", self.takes.stretch(real, share, n, within), None, name)
+        within = min(within, self.fakes.length(fake))
+        take = self.takes.stretch(real, share, n, within)
+        made = self.fakes.stretch(fake, share, n, within)
+        return Donor(self.takes.utts[real], self.fakes.utts[fake], take, made, name)
 
     def apply(self, batch: Batch, rngs: Sequence[np.random.Generator], epoch: int = 0) -> Batch:
         """The batch with its bona fide rows spliced; their labels and fake stretches follow."""
@@ -355,10 +626,12 @@ class Splices(Transform):
             n = int(batch.lengths[row])
             wave = batch.wave[row, :n].cpu().numpy()
             cut = draw_cut(n, rng, self.most, self.shortest)
-            name = self.vocoders[int(rng.integers(len(self.vocoders)))]
-            other = wave
-            if rng.random() < 0.5:  # the coin comes last: cuts know nothing of it
-                other = vocode(wave, name, rng)
+            donor = self.draw_donor(batch.utts[row], wave, rng)
+            if donor is None:
+                continue
+            other = donor.real
+            if rng.random() < 0.5:  # the coin comes last: neither cut nor donor know of it
+                other = vocode(other, donor.vocoder, rng) if donor.fake is None else donor.fake
                 labels[row] = SPOOF
                 fakes[row] = np.array(cut.spans) / SAMPLE_RATE
             made = splice(wave, np.roll(other, cut.shift), cut.spans, cut.fade)
@@ -366,6 +639,52 @@ class Splices(Transform):
         return replace(batch, labels=labels, fakes=fakes)
 
 
-@policy("splices", "partial fakes of real recordings and as many spliced real ones, p 0.7")
-def _splices(sources) -> Splices:
-    return Splices()
+def fully_fake(manifest: Manifest) -> Manifest:
+    """The spoofed recordings of a manifest that have no segments: they are fake from beginning to end."""
+    spoofs = manifest.subset(label="spoof")
+    partly = set(manifest.segments.utt)
+    return spoofs.subset(utt=[utt for utt in spoofs.utterances.utt if utt not in partly])
+
+
+@policy("splices", "partial fakes of real recordings and as many spliced real ones, p 0.7", needs_train=True)
+def _splices(train: Manifest) -> Splices:
+    return Splices(takes=train.subset(label="bonafide"), fakes=fully_fake(train))
+
+# %% ../../nbs/7_localization/07_learning.ipynb #learn053
+def with_folders(train: Manifest, speech: str = "", fakes: str = "") -> Manifest:
+    """A training set together with folders of sounds, which `Splices` then takes stretches from.
+
+    Parameters
+    ----------
+    train : Manifest
+    speech, fakes : str
+        Folders of real recordings, and of such that are fake throughout, in folders by speaker; "" for none. A
+        folder's name is that of the speaker in the training set and in both folders.
+
+    Returns
+    -------
+    Manifest
+        Names of what is new begin with "speech/" and "fakes/".
+
+    Raises
+    ------
+    FileNotFoundError
+        No such folder, or no sounds in it.
+    ValueError
+        A training set of stored features.
+    """
+    parts = [train.utterances]
+    for kind, folder, label in (("speech", speech, "bonafide"), ("fakes", fakes, "spoof")):
+        if not folder:
+            continue
+        if holds_features(train):
+            raise ValueError(f"{kind} {folder}: sounds cannot join stored features")
+        place = Path(folder).expanduser().resolve()
+        if not place.is_dir():
+            raise FileNotFoundError(f"{kind} {folder}: no such folder")
+        found = from_folder(place, label)
+        u = found.utterances
+        at_top = ~u.path.str.contains("/")
+        u = u.assign(utt=f"{kind}/" + u.utt, path=[str(path) for path in found.paths()])
+        parts.append(u.assign(speaker=u.speaker.mask(at_top, ""), split=train.utterances.split.iloc[0]))
+    return Manifest(pd.concat(parts, ignore_index=True), train.segments, train.root)

@@ -895,33 +895,49 @@ def draw_utterances(n_utts: int, n: int, seed: int = 0) -> np.ndarray:
     >>> draw_utterances(4, n=2).sum(axis=1)
     array([4, 4], dtype=uint64)
     """
-    return np.array(list(draw_weights(n_utts, None, n, seed)), dtype=np.uint16).reshape(n, n_utts)
+    draws = np.zeros((n, n_utts), dtype=np.uint16)
+    for row, drawn in zip(draws, draw_weights(n_utts, None, n, seed), strict=True):
+        row[:] = drawn
+    return draws
 
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Sorted frames in blocks: a recording's weight in each, and what is needed to look into one."""
+    """Sorted frames in blocks, and a recording's weight in each; single frames stay where they are."""
 
+    frames: Frames
     edges: np.ndarray  # (K + 1,) positions in sorted order; a distinct score is never cut in two
-    starts: np.ndarray  # of distinct scores
-    owner: np.ndarray  # (M,) recording of each sorted frame
-    classes: tuple[np.ndarray, np.ndarray]  # (M,) bona fide and spoof weights, sorted
-    tables: tuple[np.ndarray, np.ndarray]  # (U, K) of both classes
+    owner: np.ndarray  # (M,) recording of each frame, in the order of frames
+
+    def inside(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """Recording and both weights of a block's frames (m,), where distinct scores begin if some are tied."""
+        begin, end = self.edges[k], self.edges[k + 1]
+        here = self.frames.ranking.order[begin:end]
+        starts = self.frames.ranking.starts
+        if starts is not None:
+            starts = starts[slice(*np.searchsorted(starts, [begin, end]))] - begin
+        return self.owner[here], self.frames.bona[here], self.frames.spoof[here], starts
+
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of each recording in each block (K, U), of both classes."""
+        shape = (len(self.edges) - 1, len(self.frames.counts))
+        bona, spoof = np.zeros((2, *shape))
+        for k in range(len(bona)):
+            owner, *classes, _ = self.inside(k)
+            for table, weights in zip((bona, spoof), classes, strict=True):
+                table[k] = np.bincount(owner, weights=weights, minlength=shape[1])
+        return bona, spoof
 
 
-def _blocks(frames: Frames) -> _Blocks:
-    size = len(frames.counts)
-    order = frames.ranking.order
-    total = len(order)
-    starts = np.arange(total) if frames.ranking.starts is None else frames.ranking.starts
-    wanted = np.linspace(0, total, int(np.clip(2e7 / size, 16, 512)), endpoint=False).astype(np.int64)
-    edges = np.unique(starts[np.searchsorted(starts, wanted, side="right") - 1])
-    block = np.repeat(np.arange(len(edges)), np.diff(np.append(edges, total)))
-    owner = np.repeat(np.arange(size, dtype=np.int32), frames.counts)[order]
-    cell = owner.astype(np.int64) * len(edges) + block
-    classes = (frames.bona[order], frames.spoof[order])
-    tables = [np.bincount(cell, weights=x, minlength=size * len(edges)).reshape(size, -1) for x in classes]
-    return _Blocks(np.append(edges, total), starts, owner, classes, (tables[0], tables[1]))
+def _blocks(frames: Frames, number: int) -> _Blocks:
+    """About so many blocks of equal size."""
+    total = len(frames.ranking.order)
+    edges = np.linspace(0, total, number, endpoint=False).astype(np.int64)
+    starts = frames.ranking.starts
+    if starts is not None:
+        edges = starts[np.searchsorted(starts, edges, side="right") - 1]
+    owner = np.repeat(np.arange(len(frames.counts), dtype=np.int32), frames.counts)
+    return _Blocks(frames, np.append(np.unique(edges), total), owner)
 
 
 def eer_replicates(frames: Frames, draws: np.ndarray, method: str = "interp") -> np.ndarray:
@@ -941,11 +957,12 @@ def eer_replicates(frames: Frames, draws: np.ndarray, method: str = "interp") ->
     numpy.ndarray, shape (n,)
         NaN where a class was lost.
     """
-    blocks = _blocks(frames)
+    blocks = _blocks(frames, int(np.clip(2e7 / len(frames.counts), 16, 512)))
+    tables = blocks.tables()
     found = np.full(len(draws), np.nan)
     for at in range(0, len(draws), 64):
         weights = draws[at : at + 64].astype(float)
-        bona, spoof = (np.cumsum(weights @ table, axis=1) for table in blocks.tables)
+        bona, spoof = (np.cumsum(weights @ table.T, axis=1) for table in tables)
         for row in np.flatnonzero((bona[:, -1] > 0) & (spoof[:, -1] > 0)):
             found[at + row] = _replicate(blocks, draws[at + row], bona[row], spoof[row], method)
     return found
@@ -954,30 +971,42 @@ def eer_replicates(frames: Frames, draws: np.ndarray, method: str = "interp") ->
 def _replicate(blocks: _Blocks, draw: np.ndarray, bona: np.ndarray, spoof: np.ndarray, method: str) -> float:
     """Equal error rate of one redrawn corpus, from cumulative weights (K,) at the ends of blocks."""
     k = int(np.argmax(bona / bona[-1] >= 1 - spoof / spoof[-1]))  # the block in which the rates cross
-    here = slice(blocks.edges[k], blocks.edges[k + 1])
-    weight = draw[blocks.owner[here]].astype(np.int64)
-    begin, end = np.searchsorted(blocks.starts, [here.start, here.stop])
-    starts = blocks.starts[begin:end] - here.start
+    owner, *classes, starts = blocks.inside(k)
+    weight = draw[owner].astype(np.int64)
     parts = []
-    for whole, each in zip((bona, spoof), blocks.classes, strict=True):
+    for whole, each in zip((bona, spoof), classes, strict=True):
         before = whole[k - 1] if k else 0.0
-        inside = np.add.reduceat(weight * each[here], starts)
+        inside = weight * each
+        if starts is not None:
+            inside = np.add.reduceat(inside, starts)
         parts.append(np.concatenate([[before], inside, [whole[-1] - whole[k]]]))
     return eer(Counts(np.arange(len(parts[0])), *parts), method=method)
 
 
 def auc_replicates(frames: Frames, draws: np.ndarray) -> np.ndarray:
-    """Areas under the ROC curve of redrawn corpora (n,), as `eer_replicates`; these need a look at every frame."""
-    order = frames.ranking.order
-    owner = np.repeat(np.arange(len(frames.counts), dtype=np.int32), frames.counts)[order]
-    classes = (frames.bona[order], frames.spoof[order])
-    found = np.full(len(draws), np.nan)
-    for row, draw in enumerate(draws.astype(np.int64)):
-        weight = draw[owner]
-        counts = Counts(frames.ranking.distinct, *(frames.ranking.pooled(weight * x) for x in classes))
-        if counts.n_bona and counts.n_spoof:
-            found[row] = auc(counts)
-    return found
+    """Areas under the ROC curve of redrawn corpora (n,), as `eer_replicates`; these need a look at every frame.
+
+    All corpora look at a block while it is in the processor's cache.
+    """
+    blocks = _blocks(frames, -(-len(frames.ranking.order) // 2**15))
+    n_bona, n_spoof, pairs = np.zeros((3, len(draws)))
+    for k in range(len(blocks.edges) - 1):
+        owner, bona, spoof, starts = blocks.inside(k)
+        owner = owner.astype(np.intp)  # these three once, not for each corpus
+        bona = bona.astype(float)
+        spoof = spoof.astype(float)
+        for row, draw in enumerate(draws):
+            weight = draw[owner]
+            real, fake = weight * bona, weight * spoof
+            if starts is not None:
+                real, fake = np.add.reduceat(real, starts), np.add.reduceat(fake, starts)
+            below = np.cumsum(fake)
+            many = real.sum()
+            pairs[row] += many * n_spoof[row] + real @ below - real @ fake / 2  # ties count half
+            n_bona[row] += many
+            n_spoof[row] += below[-1]
+    with np.errstate(invalid="ignore"):
+        return pairs / (n_bona * n_spoof)
 
 # %% ../../nbs/7_localization/02_metrics.ipynb #loc20047
 def localization_report(

@@ -629,7 +629,8 @@ def cfprf(
 
     The last of the `channels` is the `width`; by default they are 32, 32, 64, 64, 128, 128.
     Weights of the losses are those of PartialSpoof; LAV-DF had 0.3 and 0.15, HAD 0.15 and 0.1. `legacy`: as
-    published, 1,070 frames at most and scores that depend on the batch.
+    published, 1,070 frames at most and scores that depend on the batch. Its second look at each find is no
+    localizer: `ProposalRefiner`, which `learning.train_refiner` trains afterwards.
     """
     return CFPRF(front, width, channels or (32, 32, 64, 64, 128, 128), steps, contrast, boundary_weight, legacy)
 
