@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['VIEWS', 'PRETEXTS', 'Spans', 'OnGrid', 'mfcc_view', 'lfcc_view', 'make_view', 'Clusters', 'fit_clusters',
            'new_encoder', 'Pretext', 'ClusterPrediction', 'info_nce', 'draw_others', 'Quantizer', 'unused', 'Contrast',
-           'SelfSupervision', 'dev_masked_loss', 'hubert', 'wav2vec2', 'save_upstream']
+           'SelfSupervision', 'dev_masked_loss', 'hubert', 'wav2vec2', 'make_pretext', 'save_upstream']
 
 # %% ../../nbs/5_training/07_selfsupervision.ipynb #ssup0004
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from ..features.stored import open_dataset
 from ..features.upstreams import Upstream, encoder_frames, normalize_waves
 from ..files import atomic
 from ..models.detector import save_weights, weights_print
-from ..registry import Registry
+from ..registry import Registry, check_options
 from .objectives import Objective
 from .scoring import evaluating
 
@@ -291,7 +290,7 @@ class Pretext(nn.Module):
         return self.spans.cover(batch.utts, frames, seed, epoch)
 
     def guess(self, wave: Tensor, lengths: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
-        """What the convolutions hear (B, F, C), and what the layers make of it (B, F, D) when `covered` is hidden."""
+        """What the convolutions hear (B, F, C), and what the layers make of it (B, F, D) with `covered` hidden."""
         sound, real = self.encoder.describe(wave, lengths)
         x = torch.where(covered[..., None], self.mask, self.encoder.project(sound))
         (context,) = self.encoder.climb(self.encoder.place(x, real), real, [self.encoder.config.layers])
@@ -310,15 +309,17 @@ def _check_kind(c: EncoderConfig) -> None:
     """ValueError unless the encoder can be written as a folder of HuBERT or wav2vec 2.0."""
     grid = [math.prod(stride for _, _, stride in c.conv), int(encoder_frames(torch.tensor(400), c.conv))]
     if c.relative or c.pos_depth > 1 or c.conv[-1][0] == c.dim or grid != [320, 1]:
-        what = "no position bias, one position convolution, other channels than dim, frames of 400 samples every 320"
+        what = (
+            "no position bias, one position convolution, other channels than dim, frames of 400 samples every 320"
+        )
         raise ValueError(f"encoders are pre-trained in the form of wav2vec 2.0 and HuBERT: {what}")
 
 # %% ../../nbs/5_training/07_selfsupervision.ipynb #ssup0027
 class ClusterPrediction(Pretext):
     """Guess the cluster of hidden frames: HuBERT (Hsu et al., 2021, equation 2).
 
-    The guesser is a linear layer, which begins at zero: at first all clusters are equally likely. HuBERT has cosines
-    to learned vectors in its place, BEST-RQ (Chiu et al., 2022) a linear layer like this one.
+    The guesser is a linear layer, which begins at zero: at first all clusters are equally likely. HuBERT has
+    cosines to learned vectors in its place, BEST-RQ (Chiu et al., 2022) a linear layer like this one.
 
     Parameters
     ----------
@@ -360,8 +361,8 @@ def info_nce(guesses: Tensor, truths: Tensor, others: Tensor, temperature: float
     ----------
     guesses, truths : Tensor, (N, D)
     others : Tensor, int, (N, K)
-        Rows of `truths` from which each guess has to tell its own. Those with the same values as the true vector are
-        no distractors and do not count.
+        Rows of `truths` from which each guess has to tell its own. Those with the same values as the true vector
+        are no distractors and do not count.
     temperature : float
         Of the cosines.
 
@@ -537,20 +538,26 @@ class SelfSupervision(Objective):
     ----------
     model : Pretext
     config
-        Of `loop.FitConfig`: `crop` and `seed`.
+        Of `loop.FitConfig`: `crop`, `crop_policy` and `seed`.
     policy : Policy, optional
         What changes waves does so before targets are made.
 
     Raises
     ------
     ValueError
-        A policy that covers strips of features.
+        A policy that covers strips of features, or crops that repeat short recordings.
     """
 
     def __init__(self, model: Pretext, config, policy: Policy | None = None):
         super().__init__(model)
         if policy is not None and policy.masks is not None:
-            raise ValueError("specaugment covers features that are not there: spans are hidden already, leave it out")
+            raise ValueError(
+                "specaugment covers features that are not there: spans are hidden already, leave it out"
+            )
+        if config.crop is not None and "tile" in config.crop_policy:
+            raise ValueError(
+                "crop_policy tile repeats short recordings: what is hidden could be copied, leave it out"
+            )
         self.seed = config.seed
         self.crop = config.crop
 
@@ -576,7 +583,7 @@ class SelfSupervision(Objective):
 # %% ../../nbs/5_training/07_selfsupervision.ipynb #ssup0042
 @torch.no_grad()
 def dev_masked_loss(model: Pretext, dev: Manifest, config, accelerator=None) -> float:
-    """Mean loss at hidden frames of whole dev recordings, the same frames in every epoch: what epochs are chosen by.
+    """Mean loss at hidden frames of whole dev recordings, the same in every epoch: what epochs are chosen by.
 
     Parameters
     ----------
@@ -604,7 +611,9 @@ def dev_masked_loss(model: Pretext, dev: Manifest, config, accelerator=None) -> 
     return float(sums[0] / sums[1])
 
 # %% ../../nbs/5_training/07_selfsupervision.ipynb #ssup0044
-PRETEXTS: Registry = Registry("pretext task", "wedefense_nb.training")  # (encoder, train, seed, **options) to a model
+PRETEXTS: Registry = Registry(
+    "pretext task", "wedefense_nb.training"
+)  # (encoder, train, seed, options) to a model
 
 
 @PRETEXTS.register("hubert")
@@ -612,32 +621,64 @@ def hubert(
     encoder: FastEncoder,
     train: Manifest,
     seed: int = 0,
+    start: float = 0.08,
+    length: int = 10,
     view: str = "mfcc",
     layer: int | str = "last",
     clusters: int = 50,
     most: int = 50_000,
-    **options,
 ) -> ClusterPrediction:
-    """Cluster frames of `train` (`make_view`, `fit_clusters`), to be guessed; options of `ClusterPrediction`."""
+    """Cluster frames of `train` (`make_view`, `fit_clusters`), to be guessed where `Spans` hide them."""
     known = fit_clusters(make_view(view, layer), train, clusters, encoder.config.normalize, most, seed)
-    return _seeded(partial(ClusterPrediction, encoder, known), seed, options)
+    return ClusterPrediction(encoder, known, Spans(start, length))
 
 
 @PRETEXTS.register("wav2vec2")
-def wav2vec2(encoder: FastEncoder, train: Manifest, seed: int = 0, **options) -> Contrast:
-    """Nothing is prepared: `Contrast` finds its own targets; its options."""
-    return _seeded(partial(Contrast, encoder), seed, options)
+def wav2vec2(
+    encoder: FastEncoder,
+    train: Manifest,
+    seed: int = 0,
+    start: float = 0.065,
+    length: int = 10,
+    groups: int = 2,
+    entries: int = 32,
+    dim: int = 32,
+    others: int = 20,
+    temperature: float = 0.1,
+    diversity: float = 0.1,
+) -> Contrast:
+    """Nothing is prepared: `Contrast` finds its own targets; its options, and those of `Spans`."""
+    return Contrast(encoder, Spans(start, length), groups, entries, dim, others, temperature, diversity)
 
 
-def _seeded(make: Callable[..., Pretext], seed: int, options: dict) -> Any:
-    """A task whose first weights are a function of the seed; `start` and `length` are those of its spans."""
-    own = dict(options)
-    stretch = {name: own.pop(name) for name in ("start", "length") if name in own}
-    if stretch:
-        own["spans"] = Spans(**stretch)
+def make_pretext(name: str, encoder: FastEncoder, train: Manifest, seed: int = 0, **options) -> Pretext:
+    """A task by its name in `PRETEXTS`, with first weights that are a function of the seed.
+
+    Parameters
+    ----------
+    name : str
+    encoder : FastEncoder
+    train : Manifest
+        What targets are made from; labels are not read.
+    seed : int
+    **options
+        Of the task, such as `start` and `length` of the stretches.
+
+    Raises
+    ------
+    UnknownName
+        A ValueError for a name or an option that there is not.
+
+    Examples
+    --------
+    >>> make_pretext("wav2vec2", new_encoder(), train=None, length=4).spans
+    Spans(start=0.065, length=4)
+    """
+    kind = PRETEXTS[name]
+    check_options(f"pretext task {name}", kind, options, skip=("encoder", "train", "seed"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make(**own)
+        return kind(encoder, train, seed, **options)
 
 # %% ../../nbs/5_training/07_selfsupervision.ipynb #ssup0052
 _HUB_NAMES = [
