@@ -3242,6 +3242,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'wedefense_nb/training/selfsupervision.py'),
                                                        'wedefense_nb.training.selfsupervision.draw_others': ( '5_training/selfsupervision.html#draw_others',
                                                                                                               'wedefense_nb/training/selfsupervision.py'),
+                                                       'wedefense_nb.training.selfsupervision.encoder_config': ( '5_training/selfsupervision.html#encoder_config',
+                                                                                                                 'wedefense_nb/training/selfsupervision.py'),
                                                        'wedefense_nb.training.selfsupervision.fit_clusters': ( '5_training/selfsupervision.html#fit_clusters',
                                                                                                                'wedefense_nb/training/selfsupervision.py'),
                                                        'wedefense_nb.training.selfsupervision.hubert': ( '5_training/selfsupervision.html#hubert',

@@ -32,6 +32,7 @@ from wedefense_nb.training.selfsupervision import (
     Spans,
     dev_masked_loss,
     draw_others,
+    encoder_config,
     fit_clusters,
     info_nce,
     make_pretext,
@@ -165,6 +166,12 @@ def test_targets_are_nearest_centres_and_nothing_behind_the_end(clusters, batch)
             distances = [float((feats[row, t] - c).square().sum()) for c in clusters.centres]
             assert int(numbers[row, t]) == int(np.argmin(distances))
         assert (numbers[row, n:] == -1).all() and (numbers[row, :n] >= 0).all()
+
+
+def test_targets_are_the_same_in_half_precision(clusters, batch):
+    want = clusters(batch.wave, batch.lengths)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(clusters(batch.wave, batch.lengths), want)
 
 
 def test_targets_do_not_depend_on_what_is_padded(clusters, batch):
@@ -561,6 +568,15 @@ def test_a_detector_stands_on_the_folder_and_goes_without_it_afterwards(tmp_path
     for file in folder.iterdir():
         file.unlink()
     assert torch.equal(load_model(kept).eval()(batch.wave, batch.lengths), model(batch.wave, batch.lengths))
+
+
+def test_sizes_by_name():
+    assert encoder_config("large") == LARGE and encoder_config("base", layers=2) == replace(BASE, layers=2)
+    assert encoder_config("tiny", conv=[[8, 10, 5], [8, 3, 2]]).conv == ((8, 10, 5), (8, 3, 2))
+    with pytest.raises(ValueError, match="unknown size of encoder 'huge'"):
+        encoder_config("huge")
+    with pytest.raises(ValueError, match="unknown option of encoder 'width'"):
+        encoder_config(width=3)
 
 
 def test_encoders_of_another_form_are_refused(clusters, tmp_path):
