@@ -25,6 +25,7 @@ from wedefense_nb.localization.localizers import localize
 from wedefense_nb.localization.metrics import frame_rates, point_eer
 from wedefense_nb.metrics import cllr, eer
 from wedefense_nb.models.detector import build, load_model
+from wedefense_nb.registry import check_options
 from wedefense_nb.scores.calibration import load_calibration
 from wedefense_nb.scores.fusion import LinearFusion
 from wedefense_nb.task import label_ids
@@ -39,6 +40,7 @@ from wedefense_nb.training.recipes import (
     run_recipe,
     start_run,
 )
+from wedefense_nb.training.selfsupervision import PRETEXTS, encoder_config
 
 RECIPES = sorted((ROOT / "nbs/recipes").glob("*.ipynb"))
 PARAMETERS = sorted((ROOT / "params").rglob("*.yaml"))
@@ -172,6 +174,11 @@ def test_parameter_files_fit_their_recipe_and_model(file):
     recipe = re.search(r"wedefense-nb run (\w+) -f params/", file.read_text())
     values = merge_parameters(find_recipe(recipe[1] if recipe else "detection"), file, [])
     assert values["out"].startswith("runs/")
+    if recipe and recipe[1] == "pretraining":  # nothing is built at full size
+        assert encoder_config(values["size"], **values["encoder_options"]).layers > 1
+        task = values.get("task", "hubert")
+        check_options(task, PRETEXTS[task], values.get("task_options", {}))
+        return
     options = values["model_options"]
     if "upstream" in options:
         assert options["upstream"] in UPSTREAMS  # and in its place, one of the same width with two small layers

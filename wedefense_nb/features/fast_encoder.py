@@ -343,24 +343,36 @@ class FastEncoder(nn.Module):
             first.append(self.norm)
         return [first, *([layer] for layer in self.layers), last]
 
-    def embed(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Waves (B, T) to the state before the first layer (B, F, D) and the mask of real frames (B, F, 1)."""
+    def describe(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the convolutions hear, normed (B, F, C), and the mask of real frames (B, F, 1)."""
         x = wave[..., None]
         for i, conv in enumerate(self.convs):
             x = conv(x, encoder_frames(lengths, self.config.conv[: i + 1]))
         mask = frame_mask(encoder_frames(lengths, self.config.conv), x.shape[1])[..., None]
-        x = self.project(self.conv_norm(x)) * mask
+        return self.conv_norm(x), mask
+
+    def place(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Projected frames (B, F, D) to the state before the first layer (B, F, D): each knows where it is."""
+        x = x * mask
         x = x + self.position(x, mask)
         if not self.config.norm_first:
             x = self.norm(x)
-        return F.dropout(x, self.config.dropout, self.training), mask
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def embed(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Waves (B, T) to the state before the first layer (B, F, D) and the mask of real frames (B, F, 1)."""
+        x, mask = self.describe(wave, lengths)
+        return self.place(self.project(x), mask), mask
 
     def forward(self, wave: Tensor, lengths: Tensor, wanted: list[int]) -> list[Tensor]:
         """Hidden states `wanted`, each (B, F, D); layers above the highest of them are not run.
 
         State 0 is what enters the first layer.
         """
-        x, mask = self.embed(wave, lengths)
+        return self.climb(*self.embed(wave, lengths), wanted)
+
+    def climb(self, x: Tensor, mask: Tensor, wanted: list[int]) -> list[Tensor]:
+        """The states `wanted` from state 0 (B, F, D) and the mask of real frames (B, F, 1)."""
         keys = None if bool(mask.all()) else mask[:, None, None, :, 0]
         bias = self.distance(x.shape[1]) if self.distance is not None else None
         states = {0: x}
