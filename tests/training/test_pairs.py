@@ -334,7 +334,9 @@ def test_two_processes_average_their_gradients(tmp_path):
     """Also where only one of them has pairs; both end with the same weights, those of the mean of two losses."""
     (tmp_path / "launch.py").write_text(LAUNCH)
     command = [sys.executable, str(tmp_path / "launch.py"), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for name in KINDS:
         first, second = (np.load(tmp_path / f"{name}{rank}.npz") for rank in (0, 1))
