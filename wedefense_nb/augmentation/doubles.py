@@ -144,7 +144,7 @@ def voiced_part(wave: np.ndarray, depth_db: float = 12.0) -> slice:
     >>> voiced_part(np.r_[np.zeros(8000), np.ones(16000), np.zeros(4000)])
     slice(7861, 24140, None)
     """
-    window = SAMPLE_RATE // 50
+    window = min(SAMPLE_RATE // 50, len(wave))
     power = np.convolve(np.square(wave, dtype=float), np.ones(window) / window, "same")
     loud = np.flatnonzero(power > power.max() * 10 ** (-depth_db / 10))
     return slice(int(loud[0]), int(loud[-1]) + 1)

@@ -127,7 +127,9 @@ def _real_voices(root: Path | None) -> Path:
     typer.echo(report.drop(columns=report.columns[0]).round(3).to_string(index=False))
     whole = report[report.trivia == "all together"].iloc[0]
     if whole.found:
-        raise ValueError(f"{out}: the audit tells the classes apart without listening (AUC {whole.auc:.2f}); not trained")
+        raise ValueError(
+            f"{out}: the audit tells the classes apart without listening (AUC {whole.auc:.2f}); not trained"
+        )
     report.to_csv(audited, index=False)
     return out
 

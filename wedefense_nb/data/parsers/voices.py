@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from zlib import error as ZlibError
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -518,6 +517,22 @@ def _share(root: Path, package: str) -> str:
     return f"{package}/usr/share" if (root / package).is_dir() else "share"
 
 
+def _chosen(base: Path, folder: str, files: str) -> tuple[list[str], list[str]]:
+    """Paths of the sounds below a folder that match a pattern, and of the others."""
+    chosen = []
+    others = []
+    for path in scan(base, [folder]).path:
+        inside = path[len(folder) + 1 :]
+        fits = re.fullmatch(files, inside) and not NO_SPEECH.search(inside)
+        (chosen if fits else others).append(path)
+    return chosen, others
+
+
+def _stem(path: str, folder: str) -> str:
+    """What a sound is called below its folder, with "-" for "/" and without the suffix."""
+    return path[len(folder) + 1 :].rpartition(".")[0].replace("/", "-")
+
+
 def _root_of(root: Path) -> Path:
     """The folder with the packages, or /usr of a machine that has them installed."""
     installed = [f"share/{voice.folder}" for voice in VOICES]
@@ -546,19 +561,16 @@ def voices(root: Path) -> Listing:
     folders = []
     for voice in VOICES:
         folder = f"{_share(base, voice.package)}/{voice.folder}"
-        paths = scan(base, [folder]).path.astype(str)
-        inside = paths.str[len(folder) + 1 :]
-        chosen = inside.str.fullmatch(voice.files) & ~inside.map(lambda name: bool(NO_SPEECH.search(name)))
-        also += paths[~chosen].tolist()
+        paths, others = _chosen(base, folder, voice.files)
+        also += others
         folders.append(folder)
-        if not chosen.any():
+        if not paths:
             problems.append(("missing", folder, f"{voice.speaker} ({voice.language}): package {voice.package}"))
             continue
-        stem = inside[chosen].str.replace(r"\.[^./]+$", "", regex=True)
-        stem = stem.str.replace(f"/{voice.language}/", "/", regex=False).str.replace("/", "-", regex=False)
+        stems = [_stem(path, folder).replace(f"-{voice.language}-", "-") for path in paths]
         u = rows(
-            f"{voice.speaker}-{voice.language}-" + stem,
-            path=paths[chosen],
+            f"{voice.speaker}-{voice.language}-" + pd.Series(stems, dtype="str"),
+            path=paths,
             label="bonafide",
             split=voice.split,
             speaker=voice.speaker,
@@ -594,12 +606,10 @@ def voices_noise(root: Path) -> Listing:
     also: list[str] = []
     for package, below, kind, files in _SOUNDS:
         folder = f"{_share(base, package)}/{below}"
-        paths = scan(base, [folder]).path.astype(str)
-        inside = paths.str[len(folder) + 1 :]
-        chosen = inside.str.fullmatch(files)
-        also += paths[~chosen].tolist()
-        stem = inside[chosen].str.replace(r"\.[^./]+$", "", regex=True).str.replace("/", "-", regex=False)
+        paths, others = _chosen(base, folder, files)
+        also += others
+        utts = pd.Series([f"{kind}-{_stem(path, folder)}" for path in paths], dtype="str")
         columns = {"kind": kind, "package": package, "licence": PACKAGES[package].licence}
-        parts.append(rows(f"{kind}-" + stem, path=paths[chosen], label="", **columns))
+        parts.append(rows(utts, path=paths, label="", **columns))
     folders = [f"{_share(base, package)}/{below}" for package, below, _, _ in _SOUNDS]
     return Listing(joined(parts), base, folders=folders, also=also)

@@ -46,7 +46,9 @@ def download(
     mirror: Annotated[str, typer.Option(help="Address of a folder with the same archives.")] = "",
     only: Annotated[str, typer.Option(help="Only archives whose name contains this.")] = "",
     extract: Annotated[bool, typer.Option(help="Unpack what was fetched.")] = True,
-    root: Annotated[Path | None, typer.Option(help="Folder of files fetched otherwise (voices: packages).")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of files fetched otherwise (voices: packages).")
+    ] = None,
 ):
     """Fetch a corpus that anybody may fetch; an interrupted download continues."""
     from wedefense_nb.data import downloads
