@@ -142,7 +142,8 @@ import sys
 known = {known!r}
 for name in sys.argv[3:]:
     if name in known:
-        print(f"Package: {{name}}\\nVersion: 9.9-1\\nDescription: voices\\n of people\\nSHA256: {{known[name][1]}}\\n")
+        print(f"Package: {{name}}\\nVersion: 9.9-1\\nDescription: voices\\n of people")
+        print(f"SHA256: {{known[name][1]}}\\n")
 """,
     )
     script(

@@ -546,6 +546,7 @@ def _root_of(root: Path) -> Path:
     licence="GPL-2, CC BY-SA 3.0, CC BY 3.0, BSD",
     sources="telephone prompts, games, a drawing program",
     url="https://packages.debian.org",
+    hours=7.3,
     noise="voices_noise",
     good_for="real speech for everyone: 19 speakers, 12 languages; bona fide only, so make doubles of it",
 )
