@@ -249,6 +249,9 @@ def test_a_package_that_is_cut_off_is_refused_and_leaves_nothing(tmp_path, keep)
     with pytest.raises(CorpusError, match="cut.deb"):
         unpack_deb(path, tmp_path / "p")
     assert [p.name for p in tmp_path.iterdir()] == ["cut.deb"]
+    if isinstance(keep, float):
+        with pytest.raises(CorpusError, match="cut off or broken after"):
+            ar_members(path)
 
 
 def test_what_is_no_package_is_said(tmp_path):

@@ -81,7 +81,7 @@ def test_download_says_what_it_fetched(tmp_path, monkeypatch):
         "download", "asvspoof5", tmp_path, "--only", "flac_T", "--mirror", "https://x.org", "--no-extract"
     )
     assert done.returncode == 0 and "a.tar" in done.stdout
-    assert asked == [("asvspoof5", tmp_path, "https://x.org", "flac_T", False)]
+    assert asked == [("asvspoof5", tmp_path, "https://x.org", "flac_T", False, None)]
 
 
 def test_download_refuses_in_one_line(tmp_path):
