@@ -23,7 +23,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)         ## train, calibrate, evaluate on data_samples, or DATA=<manifest folder>
+demo: $(READY)         ## train, calibrate, evaluate on data_samples, DATA=voices or DATA=<manifest folder>
 	$(BIN)/wedefense-nb demo $(if $(DATA),--data '$(DATA)') $(ARGS)
 
 # Two processes share the cores; threads of their own would fight for them.

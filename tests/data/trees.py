@@ -101,6 +101,8 @@ LISTS = {
         "./fake/zh-cn/my tts/b.wav|de/by_book/male/karlsson/x/wavs/x_1.wav|zh-cn|False|1.63|-|my tts|X|t|r\n",
     },
     "cfad": {},
+    "voices": {},
+    "voices_noise": {},
     "spoofceleb": {
         "spoofceleb/metadata/train.csv": "file,speaker,attack\na00/id10318/YYsxcZ5saac-00002-006.flac,id10318,a00\n"
         "a05/id10318/YYsxcZ5saac-00002-006.flac,id10318,a05\n",
@@ -167,6 +169,11 @@ LISTS = {
     "generic": {"utterances.csv": "path,label,attack\nmy clips/a b.wav,Fake,tts 1\nc.flac,bona-fide,\n"},
 }
 EXTRA_SOUNDS = {
+    "voices": [
+        "asterisk-prompt-it-menardi-wav/usr/share/asterisk/sounds/it_IT_f_Menardi/vm-ciao.wav",
+        "asterisk-prompt-it-menardi-wav/usr/share/asterisk/sounds/it_IT_f_Menardi/beep.wav",
+    ],
+    "voices_noise": ["fillets-ng-data/usr/share/games/fillets-ng/music/rybky01.wav"],
     "asvspoof5": ["flac_D/D_0000000777.flac"],  # enrolment of Track 2
     "wavefake": [
         "generated_audio/ljspeech_melgan/LJ001-0001_gen.wav",

@@ -17,9 +17,11 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
+from tests.data.test_voices import deb, g722, speech
 from tests.training.runs import tiny_recipe
 from tests.use.shell import PROGRAM, command, environment, quick
 from wedefense_nb import __version__
+from wedefense_nb.augmentation.policies import noise_sources
 from wedefense_nb.data.manifest import Manifest
 from wedefense_nb.use import cli
 
@@ -282,3 +284,36 @@ def test_a_fresh_start_deletes_a_run_and_nothing_else(tmp_path, monkeypatch):
     done = quick("demo", "--fresh", "-o", "mine", "--data", "no-such-corpus")
     assert done.returncode == 1 and "no-such-corpus" in done.stderr  # in the recipe, so nothing was refused
     assert not (tmp_path / "mine/thesis.txt").exists()
+
+
+def test_real_voices_are_made_once_and_only_trained_if_the_audit_finds_nothing(tmp_path, monkeypatch):
+    found = pd.DataFrame({"": [""], "trivia": ["all together"], "auc": [0.7], "low": [0.6], "found": [True]})
+    report = found
+    asked = []
+
+    def audit(made):
+        asked.append(len(made))
+        return report
+
+    monkeypatch.setenv("WEDEFENSE_NB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("wedefense_nb.understanding.shortcuts.shortcuts", audit)
+    music = {"usr/share/asterisk/moh/song.g722": g722(speech(1.0))}
+    deb(tmp_path / "debs/asterisk-moh-opsound-g722_1_all.deb", music)
+    for name, folder in (("ru", "ru_RU_f_IvrvoiceRU"), ("it", "it_IT_m_Carlo")):
+        files = {f"usr/share/asterisk/sounds/{folder}/vm-a.g722": g722(speech(1.2))}
+        deb(tmp_path / f"debs/asterisk-core-sounds-{name}-g722_1_all.deb", files)
+    with pytest.raises(ValueError, match=r"tells the classes apart without listening \(AUC 0.70\); not trained"):
+        cli._real_voices(tmp_path / "debs")
+    report = found.assign(found=False)
+    out = cli._real_voices(tmp_path / "debs")
+    assert out == tmp_path / "cache/voices-doubles" and asked == [6, 6]
+    assert cli._real_voices(tmp_path / "nowhere") == out and len(asked) == 2
+    assert noise_sources(Manifest.read(out)).kind.value_counts().to_dict() == {"speech": 2, "music": 1}
+    for arguments, what in (
+        (["--root", tmp_path], "--root is for --data voices"),
+        (["--data", "voices", "--root", tmp_path / "none"], "none of the packages is here"),
+    ):
+        monkeypatch.setenv("WEDEFENSE_NB_CACHE", str(tmp_path / "other"))
+        (tmp_path / "none").mkdir(exist_ok=True)
+        done = quick("demo", *arguments)
+        assert done.returncode == 1 and what in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -13,13 +13,13 @@ from wedefense_nb.features.upstreams import tiny_checkpoint
 
 def test_corpora_are_listed_by_task():
     listed = quick("corpora")
-    assert listed.returncode == 0 and listed.stdout.count("\n    http") == 19
+    assert listed.returncode == 0 and listed.stdout.count("\n    http") == 21
     assert "asvspoof5 (detection, 1,004,081 trials, " in listed.stdout
     assert "deepfake_eval_2024 (detection, 1,980 trials, 56.5 h, " in listed.stdout
     assert "musan (augmentation, 109 h, " in listed.stdout and "no download" in listed.stdout
     tasks = {task: quick("corpora", task).stdout for task in ("detection", "localization", "augmentation")}
     assert "musan" in tasks["augmentation"] and "musan" not in tasks["localization"] + tasks["detection"]
-    assert sum(text.count("\n    http") for text in tasks.values()) == 19
+    assert sum(text.count("\n    http") for text in tasks.values()) == 21
     wrong = quick("corpora", "cooking")
     assert wrong.returncode == 1 and "use detection, localization or augmentation" in wrong.stderr
 
@@ -81,7 +81,7 @@ def test_download_says_what_it_fetched(tmp_path, monkeypatch):
         "download", "asvspoof5", tmp_path, "--only", "flac_T", "--mirror", "https://x.org", "--no-extract"
     )
     assert done.returncode == 0 and "a.tar" in done.stdout
-    assert asked == [("asvspoof5", tmp_path, "https://x.org", "flac_T", False)]
+    assert asked == [("asvspoof5", tmp_path, "https://x.org", "flac_T", False, None)]
 
 
 def test_download_refuses_in_one_line(tmp_path):

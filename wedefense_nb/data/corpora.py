@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CORPORA', 'FILE_KEY', 'FACTS', 'CorpusError', 'CorpusWarning', 'Corpus', 'Corpora', 'parser', 'Listing', 'scan',
-           'cache_file', 'read_headers', 'counts', 'verdict', 'survey', 'prepare']
+           'cache_file', 'read_headers', 'counts', 'verdict', 'survey', 'noise_table', 'prepare']
 
 # %% ../../nbs/1_data/03_corpora.ipynb #a1ea391b
 import os
@@ -52,6 +52,8 @@ class Corpus:
         Recordings of each class; `trials` where the classes are not counted apart.
     published : mapping
         (split, label, attack or "all") to the number of trials that its owners state.
+    noise : str
+        Name of the corpus of noise and music that lies under the same root, if there is one.
     """
 
     read: Callable[..., "Listing"]
@@ -66,6 +68,7 @@ class Corpus:
     spoof: int | None = None
     trials: int | None = None
     published: Mapping = field(default_factory=dict)
+    noise: str = ""
 
 # %% ../../nbs/1_data/03_corpora.ipynb #0be19db8
 class Corpora(Registry):
@@ -480,6 +483,34 @@ def survey(
     if "corpus" not in u:
         u = u.assign(corpus=name)
     return Manifest(u, s, listing.root), pd.DataFrame(problems, columns=["problem", "path", "detail"])
+
+# %% ../../nbs/1_data/03_corpora.ipynb #noiset02
+def noise_table(name: str, root) -> pd.DataFrame:
+    """The noise and music that comes with a corpus, as `augmentation.surroundings.read_sources` reads it.
+
+    Parameters
+    ----------
+    name : str
+        A key of `CORPORA`, whose card names another one as `noise`.
+    root : str or Path
+        Of both.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `id`, `path` (absolute), `kind`, `duration` (s).
+
+    Raises
+    ------
+    CorpusError
+        The corpus brings none.
+    """
+    other = CORPORA[name].noise
+    if not other:
+        raise CorpusError(f"{name}: brings no noise; musan and rirs_noises are corpora of noise and rooms")
+    sounds, _ = survey(other, root)
+    paths = [path.resolve().as_posix() for path in sounds.paths()]
+    return sounds.utterances.assign(path=paths).rename(columns={"utt": "id"})[["id", "path", "kind", "duration"]]
 
 # %% ../../nbs/1_data/03_corpora.ipynb #f56843e5
 def prepare(

@@ -102,10 +102,44 @@ def run(
     folder = run_recipe(str(path), values)
     _report_run(folder, path.stem)
 
+# %% ../../nbs/9_use/05_cli.ipynb #cli00009
+def _real_voices(root: Path | None) -> Path:
+    """The manifest folder of the corpus `voices` and its doubles, made in the cache unless it is there."""
+    from wedefense_nb.augmentation.doubles import make_doubles
+    from wedefense_nb.data.corpora import noise_table, survey
+    from wedefense_nb.data.downloads import download
+    from wedefense_nb.data.manifest import Manifest
+    from wedefense_nb.files import cache_dir
+    from wedefense_nb.understanding.shortcuts import shortcuts
+
+    packages = cache_dir() / "voices"
+    out = cache_dir() / "voices-doubles"
+    audited = out / "shortcuts.csv"
+    if audited.is_file():
+        return out
+    typer.echo(f"packages: {packages}")
+    download("voices", packages, root=root)
+    manifest, _ = survey("voices", packages)
+    typer.echo(f"{len(manifest)} recordings; both classes: {out}")
+    made: Manifest = make_doubles(manifest, out)
+    noise_table("voices", packages).to_csv(out / "noise_rir.csv", index=False)
+    report = shortcuts(made)
+    typer.echo(report.drop(columns=report.columns[0]).round(3).to_string(index=False))
+    whole = report[report.trivia == "all together"].iloc[0]
+    if whole.found:
+        raise ValueError(
+            f"{out}: the audit tells the classes apart without listening (AUC {whole.auc:.2f}); not trained"
+        )
+    report.to_csv(audited, index=False)
+    return out
+
 # %% ../../nbs/9_use/05_cli.ipynb #1078d534
 @app.command(epilog="Example: `wedefense-nb demo --data my_corpus -p model=resnet18 -p model_options={}`")
 def demo(
-    data: Annotated[str, typer.Option(help="Manifest folder; the embedded corpus by default.")] = "data_samples",
+    data: Annotated[
+        str, typer.Option(help="Manifest folder, or voices; the embedded corpus by default.")
+    ] = "data_samples",
+    root: Annotated[Path | None, typer.Option(help="voices: a folder of packages fetched otherwise.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of the same name first.")] = False,
     param: Param = None,
     out: Out = None,
@@ -116,6 +150,10 @@ def demo(
     from wedefense_nb.training.recipes import find_recipe, merge_parameters, run_recipe
 
     out = out or Path(f"runs/demo-{Path(data).resolve().name}")
+    if data == "voices" and not Path(data).exists():
+        data = str(_real_voices(root))
+    elif root is not None:
+        raise ValueError("--root is for --data voices; name the manifest folder itself by --data")
     values = merge_parameters(find_recipe("detection"), None, _pairs(param, data=data, out=out))
     folder = Path(values["out"])
     if fresh and folder.exists():

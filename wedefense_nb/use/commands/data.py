@@ -46,11 +46,14 @@ def download(
     mirror: Annotated[str, typer.Option(help="Address of a folder with the same archives.")] = "",
     only: Annotated[str, typer.Option(help="Only archives whose name contains this.")] = "",
     extract: Annotated[bool, typer.Option(help="Unpack what was fetched.")] = True,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of files fetched otherwise (voices: packages).")
+    ] = None,
 ):
     """Fetch a corpus that anybody may fetch; an interrupted download continues."""
     from wedefense_nb.data import downloads
 
-    fetched = downloads.download(name, folder, mirror, only, extract)
+    fetched = downloads.download(name, folder, mirror, only, extract, root)
     typer.echo(fetched.to_string(index=False))
 
 # %% ../../../nbs/9_use/06_data.ipynb #e61c114b
@@ -76,7 +79,7 @@ def prepare(
     ] = None,
 ):
     """Read any corpus from its owners' files: manifest, report of what does not fit, counts."""
-    from wedefense_nb.data.corpora import CorpusError, counts, survey, verdict
+    from wedefense_nb.data.corpora import CORPORA, CorpusError, counts, noise_table, survey, verdict
 
     manifest, problems = survey(name, root, durations, files, **_parser_options(option or []))
     utterances = manifest.utterances
@@ -95,6 +98,10 @@ def prepare(
         raise CorpusError(f"{root}: {len(problems)} problems, see {out / 'report.csv'}; no manifest written")
     utterances["path"] = manifest.root.resolve().as_posix() + "/" + utterances.path  # found from anywhere
     typer.echo(f"{len(manifest)} utterances, {len(manifest.segments)} segments: {manifest.write(out)}")
+    if CORPORA[name].noise and files:
+        sounds = noise_table(name, root)
+        sounds.to_csv(out / "noise_rir.csv", index=False)
+        typer.echo(f"{len(sounds)} sounds to mix in: {out / 'noise_rir.csv'}")
 
 # %% ../../../nbs/9_use/06_data.ipynb #cmdcopy1
 @app.command(epilog="Example: `wedefense-nb copies data_samples doubled --each 3 --routes world,psola,partials`")
