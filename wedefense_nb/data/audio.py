@@ -535,7 +535,8 @@ def stream(path, seconds: float = 10.0) -> Iterator[tuple[np.ndarray, int]]:
     promised = 0
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         cut = _is_cut(data)
-        for piece, rate, promised in _stream_any(path, data, seconds):
+        for piece, rate, in_header in _stream_any(path, data, seconds):
+            promised = in_header
             _check_rate(path, rate)
             frames += piece.shape[1]
             if not np.isfinite(piece).all():
