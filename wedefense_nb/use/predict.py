@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..data.audio import SAMPLE_RATE, AudioError
 from ..data.manifest import Manifest
+from ..features.stored import holds_features
 from ..files import atomic
 from ..localization.frames import cover
 from ..localization.localizers import Localizer, pieces
@@ -212,17 +213,37 @@ def _half_scores(model, manifest: Manifest) -> np.ndarray:
     return np.array(rows)
 
 
-def add_reference(folder, corpus: Manifest, train: str = "train", dev: str = "dev", **notes) -> Path:
+def _some(part: Manifest, most: int) -> Manifest:
+    """At most so many recordings of a manifest, always the same."""
+    if len(part) <= most:
+        return part
+    rows = np.random.default_rng(0).permutation(len(part))[:most]
+    return part.subset(utt=set(part.utterances.utt.iloc[np.sort(rows)]))
+
+
+def add_reference(
+    folder,
+    corpus: Manifest,
+    train: str = "train",
+    dev: str = "dev",
+    most: int = 2000,
+    windows: float | None = None,
+    **notes,
+) -> Path:
     """Measure a model folder's training data, and write `reference.json` and `evidence.json` into it.
 
     Parameters
     ----------
     folder : path
-        With `model.safetensors` and `config.yaml`; a calibration that is there is kept and used.
+        With `model.safetensors` and `config.yaml`; an affine calibration of a detector that is there is used.
     corpus : Manifest
         Of sounds, with the splits that the model was trained and calibrated on.
     train, dev : str
         Their names.
+    most : int
+        Recordings of a split that are measured, drawn at random from more.
+    windows : float, optional
+        The calibration that is there is of means over such windows (s): one of whole recordings is learned.
     **notes
         What will be known about the reference.
 
@@ -234,11 +255,13 @@ def add_reference(folder, corpus: Manifest, train: str = "train", dev: str = "de
     Raises
     ------
     ValueError
-        A split without recordings, or without one of the classes.
+        A split without recordings, or without one of the classes; features instead of sounds.
     """
     folder = Path(folder)
+    if holds_features(corpus):
+        raise ValueError("a reference is made of sounds, and this manifest holds features")
     model = load_model(folder)
-    parts = {name: corpus.subset(split=name) for name in (train, dev)}
+    parts = {name: _some(corpus.subset(split=name), most) for name in (train, dev)}
     labels = {}
     for name, part in parts.items():
         labels[name] = label_ids(part.utterances.label)
@@ -251,7 +274,7 @@ def add_reference(folder, corpus: Manifest, train: str = "train", dev: str = "de
     lengths = parts[dev].utterances.duration.to_numpy()
     evidence = learn_evidence(scores[dev], _half_scores(model, parts[dev]), labels[dev], lengths)
     file = folder / "calibration.json"
-    if file.is_file() and not isinstance(model, Localizer):
+    if file.is_file() and windows is None and not isinstance(model, Localizer):
         known = load_calibration(file)
         if isinstance(known, AffineCalibration):
             evidence.a, evidence.b = float(known.a_), float(known.b_)
