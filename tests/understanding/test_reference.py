@@ -14,7 +14,15 @@ from wedefense_nb.localization.localizers import Localizer
 from wedefense_nb.models.detector import build
 from wedefense_nb.training.scoring import score
 from wedefense_nb.understanding.quality import SOUND, Quality
-from wedefense_nb.understanding.reference import Heaps, Reference, embed_all, embed_batch, make_reference
+from wedefense_nb.understanding.reference import (
+    Heaps,
+    Reference,
+    embed_all,
+    embed_batch,
+    make_reference,
+    risk_at,
+    risk_coverage,
+)
 
 GOOD = Quality(3.0, 2.0, -25.0, -5.0, 30.0, 0.0, 7800.0, 16000, 1)
 
@@ -130,3 +138,22 @@ def test_a_localizer_has_an_embedding_that_padding_does_not_change():
     padded = torch.cat([torch.nn.functional.pad(wave, (0, 8000)), torch.randn(1, 20_000)])
     points, scores = embed_batch(model, padded, torch.tensor([12_000, 20_000]))
     assert torch.allclose(points[0], alone[0], atol=1e-4) and torch.allclose(scores[0], own[0], atol=1e-4)
+
+
+def test_risk_and_coverage_are_counted_as_by_hand():
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(0, 6, 40).astype(float)
+    wrong = rng.random(40) < 0.3
+    curve = risk_coverage(confidence, wrong)
+    assert len(curve) == len(np.unique(confidence))
+    for row, least in zip(curve.itertuples(), np.unique(confidence)[::-1], strict=True):
+        kept = confidence >= least
+        assert row.coverage == pytest.approx(kept.mean()) and row.risk == pytest.approx(wrong[kept].mean())
+    assert risk_at(curve, 1.0) == pytest.approx(wrong.mean())
+    refused = np.where(np.arange(40) < 10, -np.inf, confidence)
+    assert risk_coverage(refused, wrong).coverage.iloc[-2] == pytest.approx(0.75)
+    for bad in (([], []), ([1.0], [True, False]), ([np.nan], [True])):
+        with pytest.raises(ValueError, match="need a confidence"):
+            risk_coverage(*bad)
+    with pytest.raises(ValueError, match="share above 0"):
+        risk_at(curve, 0.0)

@@ -11,6 +11,7 @@ __all__ = ['WORDS', 'CANNOT_SAY', 'MOST_CHANNELS', 'effective_number', 'correlat
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -22,7 +23,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..data.audio import SAMPLE_RATE, AudioError
+from ..data.audio import SAMPLE_RATE
 from ..data.manifest import Manifest
 from ..features.stored import holds_features
 from ..files import atomic

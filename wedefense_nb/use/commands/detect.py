@@ -29,7 +29,7 @@ def exit_code(decisions: list[str]) -> int:
 # %% ../../../nbs/9_use/08_detect.ipynb #dtct0009
 NO_MODEL = """detect needs a model: --model FOLDER. None comes with the program, because a toy would mislead you.
   your own   wedefense-nb run detection -p data=MY_CORPUS -o runs/mine     then  --model runs/mine/model
-  published  AASIST-L.pth, AASIST.pth (ASVspoof 2019, github.com/clovaai/aasist): --model AASIST-L.pth --kind aasist-l
+  published  AASIST-L.pth (ASVspoof 2019, github.com/clovaai/aasist): --model AASIST-L.pth --kind aasist-l
              such weights come uncalibrated: their scores are shown, and nothing is decided
   corpora    wedefense-nb corpora detection   lists what a model can be trained on
   to try     wedefense-nb demo                trains on the embedded corpus: for learning only"""
