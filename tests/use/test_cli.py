@@ -36,6 +36,8 @@ COMMANDS = (
     "evaluate",
     "calibrate",
     "fuse",
+    "detect",
+    "reference",
 )
 
 

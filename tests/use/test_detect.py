@@ -85,7 +85,7 @@ def test_published_weights_need_a_kind(samples, tmp_path):
     done = quick("detect", samples.paths()[2], "--model", tmp_path / "w.pth")
     assert done.returncode == 1 and "--kind" in done.stderr
     done = quick("detect", samples.paths()[2], "--model", tmp_path / "w.pth", "--kind", "aasist-l")
-    assert done.returncode == 1 and "not a checkpoint" in done.stderr
+    assert done.returncode == 1 and "w.pth is refused" in done.stderr
     done = quick("detect", tmp_path / "nowhere.wav", "--model", tmp_path)
     assert done.returncode == 1 and "model folder" in done.stderr
 

@@ -15,7 +15,7 @@ import mmap
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -325,7 +325,7 @@ def plot_spectrogram(wave: np.ndarray, title: str = "", ax=None, sample_rate: in
     return ax
 
 # %% ../../nbs/1_data/01_audio.ipynb #9c244044
-KAISER = {
+KAISER: dict[str, Any] = {
     "lowpass_filter_width": 64,
     "rolloff": 0.9476,
     "resampling_method": "sinc_interp_kaiser",
@@ -534,7 +534,7 @@ def stream(path, seconds: float = 10.0) -> Iterator[tuple[np.ndarray, int]]:
     frames = 0
     promised = 0
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        cut = _is_cut(data)
+        cut = _is_cut(data)  # type: ignore[arg-type]  # its slices are bytes
         for piece, rate, in_header in _stream_any(path, data, seconds):
             promised = in_header
             _check_rate(path, rate)
@@ -548,9 +548,7 @@ def stream(path, seconds: float = 10.0) -> Iterator[tuple[np.ndarray, int]]:
         raise AudioError(f"{path}: truncated, only {frames} frames could be read")
 
 # %% ../../nbs/1_data/01_audio.ipynb #audistr3
-def resample_stream(
-    pieces: Iterable[np.ndarray], rate: int, new_rate: int = SAMPLE_RATE
-) -> Iterator[np.ndarray]:
+def resample_stream(pieces: Iterable[np.ndarray], rate: int, new_rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
     """Resample a wave that comes in pieces; joined, the result is that of `resample`.
 
     Parameters

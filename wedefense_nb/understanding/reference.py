@@ -235,7 +235,7 @@ class Reference:
             least = {name: float(content["least"][name]) for name in ("speech", "level", "bandwidth")}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / 'reference.json'}: not a reference ({error}); {remedy}") from None
-        return cls(*heaps, limits, least, dict(content.get("notes") or {}))
+        return cls(heaps[0], heaps[1], limits, least, dict(content.get("notes") or {}))
 
 
 def _positive(value) -> float:
@@ -323,7 +323,8 @@ def risk_coverage(confidence, wrong) -> pd.DataFrame:
         raise ValueError(f"need a confidence for each of {wrong.size} judgements, none of them NaN")
     order = np.argsort(-confidence, kind="stable")
     n = np.arange(1, len(order) + 1)
-    last = np.r_[np.diff(confidence[order]) != 0, True]
+    ordered = confidence[order]
+    last = np.r_[ordered[1:] != ordered[:-1], True]  # a difference of infinities would be none
     risk = np.cumsum(wrong[order]) / n
     return pd.DataFrame({"coverage": (n / len(order))[last], "risk": risk[last]})
 

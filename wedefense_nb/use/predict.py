@@ -134,14 +134,14 @@ class Evidence:
         path = Path(folder) / "evidence.json"
         content = read_mapping(path)
         try:
-            numbers = [float(content[name]) for name in ("window", "shortest", "rho", "a", "b")]
+            numbers = {name: float(content[name]) for name in ("window", "shortest", "rho", "a", "b")}
             drawn = np.asarray(content["drawn"], dtype=float).reshape(-1, 3)
-            right = np.isfinite(numbers).all() and np.isfinite(drawn).all() and min(numbers[:2]) > 0
-            if not (right and 0 <= numbers[2] <= 1):
+            right = np.isfinite(list(numbers.values())).all() and np.isfinite(drawn).all()
+            if not (right and min(numbers["window"], numbers["shortest"]) > 0 and 0 <= numbers["rho"] <= 1):
                 raise ValueError("numbers that cannot be")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not what `Evidence.save` writes ({error})") from None
-        return cls(*numbers, drawn, dict(content.get("notes") or {}))
+        return cls(drawn=drawn, notes=dict(content.get("notes") or {}), **numbers)
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0015
 def learn_evidence(
@@ -192,8 +192,8 @@ def learn_evidence(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a redrawn set is separable is no news
             one = AffineCalibration(p_spoof).fit(scores[rows], labels[rows])
-        drawn.append([one.a_, one.b_, correlation_within(*halves[rows].T, labels[rows])])
-    rho = correlation_within(*halves.T, labels)
+        drawn.append([one.a_, one.b_, correlation_within(halves[rows, 0], halves[rows, 1], labels[rows])])
+    rho = correlation_within(halves[:, 0], halves[:, 1], labels)
     low, high = np.quantile(durations, [0.05, 0.95])
     window = min(float(high), longest)
     return Evidence(
@@ -285,7 +285,11 @@ def add_reference(
     return folder
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0023
-WORDS = [(2, "says nothing either way"), (10, "speaks weakly"), (100, "speaks moderately")]
+WORDS: list[tuple[float, str]] = [
+    (2, "says nothing either way"),
+    (10, "speaks weakly"),
+    (100, "speaks moderately"),
+]
 WORDS += [(1000, "speaks moderately strongly"), (10_000, "speaks strongly"), (math.inf, "speaks very strongly")]
 CANNOT_SAY = "cannot say"
 
