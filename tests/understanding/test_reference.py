@@ -157,3 +157,15 @@ def test_risk_and_coverage_are_counted_as_by_hand():
             risk_coverage(*bad)
     with pytest.raises(ValueError, match="share above 0"):
         risk_at(curve, 0.0)
+
+
+def test_as_much_of_dev_lies_outside_as_was_asked_for():
+    rng = np.random.default_rng(3)
+    table = pd.DataFrame(rng.normal(size=(300, len(SOUND))), columns=SOUND)
+    table = table.assign(duration=3.0, speech=2.0, level=-25.0, snr=30.0, bandwidth=7800.0)
+    points = rng.normal(size=(300, 4))
+    made = make_reference((points, np.arange(300) % 2, table), (points, table), outside=0.1)
+    far = np.array(
+        [list(made.distances(p, f).values()) for p, f in zip(points, table.to_dict("records"), strict=True)]
+    )
+    assert np.allclose((far > 1).mean(axis=0), 0.1, atol=0.005)
