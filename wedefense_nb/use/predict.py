@@ -390,7 +390,7 @@ class Judgement:
             third = f"If {odds}: {self.posterior:.0%} real, {1 - self.posterior:.0%} fake"
             third += f" (a missed real one costs {self.c_miss:g}, an accepted fake {self.c_fa:g})."
         fourth = f"Heard: {self.quality.text()}."
-        notes = "; ".join(self.caveats) or "none but these: it knows only fakes like those it was trained on"
+        notes = "; ".join(self.caveats) or "it knows only fakes like those it was trained on"
         return "\n".join([first, second, third, fourth, f"Caveats: {notes}."])
 
 
