@@ -13,12 +13,15 @@ from wedefense_nb.data.audio import (
     SAMPLE_RATE,
     AudioError,
     Recording,
+    decode,
     info,
     load,
     play,
     plot_spectrogram,
     resample,
+    resample_stream,
     save,
+    stream,
 )
 
 
@@ -262,3 +265,40 @@ def test_spectrogram_shows_a_tone_at_its_frequency():
     assert (start, lowest, highest) == (0, 0, 4000) and end == pytest.approx(0.6)
     loudest = image.get_array().mean(axis=1).argmax()
     assert loudest / (len(image.get_array()) - 1) * highest == pytest.approx(1000, abs=41)
+
+
+# Piece by piece
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 16_000, 22_050, 44_100, 48_000, 16_001, 999_983])
+@pytest.mark.parametrize("pieces", [1, 2, 7, 40])
+def test_resampled_pieces_are_the_resampled_whole(rate, pieces):
+    wave = 0.1 * np.random.default_rng(0).normal(size=(2, int(1.3 * rate) + 5)).astype(np.float32)
+    got = np.concatenate(list(resample_stream(np.array_split(wave, pieces, axis=1), rate)), axis=1)
+    want = resample(wave, rate)
+    assert got.shape == want.shape and np.allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp3"])
+def test_streamed_pieces_are_the_decoded_whole(tmp_path, name):
+    wave = 0.1 * np.random.default_rng(0).normal(size=(50_000, 2))
+    sf.write(tmp_path / name, wave, 44_100)
+    want, rate = decode(tmp_path / name)
+    for seconds in (0.05, 0.3, 60.0):
+        pieces = list(stream(tmp_path / name, seconds))
+        assert {r for _, r in pieces} == {rate}
+        assert np.allclose(np.concatenate([p for p, _ in pieces], axis=1), want, atol=1e-6)
+
+
+def test_a_stream_finds_what_decode_finds(tmp_path):
+    sf.write(tmp_path / "a.wav", 0.1 * np.ones(20_000), 16_000)
+    whole = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[:-9000])
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("Dear Sir or Madam")
+    (tmp_path / "head.wav").write_bytes(whole[:44])
+    sf.write(tmp_path / "nan.wav", np.array([0.1, np.nan, 0.2] * 100), 16_000, subtype="FLOAT")
+    problems = {"cut": "truncated", "empty": "empty file", "text": "not an audio file", "nan": "are NaN"}
+    for name, said in (problems | {"head": "no samples|truncated", "nowhere": "no such file"}).items():
+        with pytest.raises(AudioError, match=said):
+            list(stream(tmp_path / f"{name}.wav", 0.1))

@@ -38,6 +38,8 @@ COMMANDS = (
     "evaluate",
     "calibrate",
     "fuse",
+    "detect",
+    "reference",
 )
 
 
@@ -181,7 +183,8 @@ def test_the_run_folder_is_complete(run, few):
         assert table.utt.tolist() == few.subset(split=split).utterances.utt.tolist()
         assert table.label.tolist() == few.subset(split=split).utterances.label.tolist()
     model = {path.name for path in (run / "model").iterdir()}
-    assert model == {"model.safetensors", "config.yaml", "calibration.json", "card.md"}
+    known = {"reference.json", "reference.safetensors", "evidence.json"}
+    assert model == known | {"model.safetensors", "config.yaml", "calibration.json", "card.md"}
     card = (run / "model/card.md").read_text()
     assert "Trained on 24 recordings" in card and "eval, after" in card
     assert (run / "checkpoints/last.pt").is_file()

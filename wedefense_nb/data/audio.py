@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'RATES', 'HEADERLESS', 'SOUNDS', 'KAISER', 'AudioError', 'AudioInfo', 'info', 'decode',
-           'plot_spectrogram', 'resample', 'Recording', 'load', 'save', 'play']
+           'plot_spectrogram', 'resample', 'Recording', 'load', 'stream', 'resample_stream', 'save', 'play']
 
 # %% ../../nbs/1_data/01_audio.ipynb #ce6735fc
 import base64
 import contextlib
 import io
 import math
+import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -339,7 +340,7 @@ def plot_spectrogram(wave: np.ndarray, title: str = "", ax=None, sample_rate: in
     return ax
 
 # %% ../../nbs/1_data/01_audio.ipynb #9c244044
-KAISER = {
+KAISER: dict[str, Any] = {
     "lowpass_filter_width": 64,
     "rolloff": 0.9476,
     "resampling_method": "sinc_interp_kaiser",
@@ -476,6 +477,131 @@ def load(path, allow_silence: bool = False, data: bytes | None = None) -> tuple[
     wave and rate : numpy.ndarray, float32, shape (T,), in [-1, 1], and the constant `SAMPLE_RATE`
     """
     return Recording(path, data, allow_silence).read(), SAMPLE_RATE
+
+# %% ../../nbs/1_data/01_audio.ipynb #audistr2
+def _stream_av(path: Path, data, seconds: float) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Pieces (C, T), the rate, and the frames that the header promises, by FFmpeg."""
+    with _open_av(path, path) as (container, stream):
+        promised = _promised_by_av(container, stream, data)
+        to_float = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
+        parts = []
+        frames = 0
+        for frame in container.decode(stream):
+            for piece in to_float.resample(frame):
+                parts.append(piece.to_ndarray()[0].reshape(-1, stream.channels))
+                frames += len(parts[-1])
+            if frames >= seconds * stream.rate:
+                yield np.concatenate(parts).T, stream.rate, promised
+                parts = []
+                frames = 0
+        if frames:
+            yield np.concatenate(parts).T, stream.rate, promised
+
+
+def _stream_any(path: Path, data, seconds: float) -> Iterator[tuple[np.ndarray, int, int]]:
+    """As `_stream_av`, by libsndfile where it can; FFmpeg is asked only before the first piece."""
+    file = _open_soundfile(path)
+    if file is None:
+        yield from _stream_av(path, data, seconds)
+        return
+    began = False
+    with file:
+        try:
+            size = max(1, round(seconds * file.samplerate))
+            while (piece := _read_frames(file, size)).shape[1] > 0:
+                began = True
+                yield piece, file.samplerate, file.frames
+            return
+        except sf.LibsndfileError as error:
+            if began:
+                raise AudioError(f"{path}: broken, it cannot be read to its end ({error})") from error
+    yield from _stream_av(path, data, seconds)
+
+
+def stream(path, seconds: float = 10.0) -> Iterator[tuple[np.ndarray, int]]:
+    """Decode a recording piece by piece: joined, they are what `decode` gives, in memory that does not grow.
+
+    Parameters
+    ----------
+    path : str or Path
+    seconds : float
+        About so much at a time.
+
+    Yields
+    ------
+    samples and rate : numpy.ndarray, float32, shape (C, T), and int in Hz
+
+    Raises
+    ------
+    AudioError
+        As `decode`; samples that are NaN or infinite.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = save(Path(tempfile.mkdtemp()) / "tone.wav", np.sin(np.arange(40000) / 5))
+    >>> [piece.shape for piece, rate in stream(path, seconds=1.0)]
+    [(1, 16000), (1, 16000), (1, 8000)]
+    """
+    path = _existing(path)
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: empty file (0 bytes)")
+    frames = 0
+    promised = 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        cut = _is_cut(data)  # type: ignore[arg-type]  # its slices are bytes
+        for piece, rate, in_header in _stream_any(path, data, seconds):
+            promised = in_header
+            _check_rate(path, rate)
+            frames += piece.shape[1]
+            if not np.isfinite(piece).all():
+                raise AudioError(f"{path}: {int((~np.isfinite(piece)).sum())} samples are NaN or infinite")
+            yield piece, rate
+    if frames == 0:
+        raise AudioError(f"{path}: no samples (a header without sound, or truncated)")
+    if cut or frames < promised - 2400:
+        raise AudioError(f"{path}: truncated, only {frames} frames could be read")
+
+# %% ../../nbs/1_data/01_audio.ipynb #audistr3
+def resample_stream(pieces: Iterable[np.ndarray], rate: int, new_rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+    """Resample a wave that comes in pieces; joined, the result is that of `resample`.
+
+    Parameters
+    ----------
+    pieces : iterable of numpy.ndarray, shape (..., T)
+    rate, new_rate : int
+        In Hz.
+
+    Yields
+    ------
+    numpy.ndarray, float32, shape (..., T')
+
+    Examples
+    --------
+    >>> halves = [np.ones((1, 24000)), np.ones((1, 24000))]
+    >>> sum(piece.shape[-1] for piece in resample_stream(halves, rate=48000))
+    16000
+    """
+    if rate == new_rate:
+        yield from pieces
+        return
+    common = math.gcd(rate, new_rate)
+    up = new_rate // common
+    down = rate // common
+    reach = math.ceil(KAISER["lowpass_filter_width"] * down / (KAISER["rolloff"] * min(up, down))) + 1
+    margin = down * math.ceil(reach / down)  # whole periods of the filters, so that they begin alike everywhere
+    held: np.ndarray | None = None
+    sent = 0  # frames of `held` that were sent before
+    for piece in pieces:
+        held = piece if held is None else np.concatenate([held, piece], axis=-1)
+        ready = (held.shape[-1] - margin) // down * down
+        if ready > sent:
+            yield resample(held, rate, new_rate)[..., sent // down * up : ready // down * up]
+            kept = max(0, ready - margin)
+            held = held[..., kept:]
+            sent = ready - kept
+    if held is not None and held.shape[-1] > sent:
+        yield resample(held, rate, new_rate)[..., sent // down * up :]
 
 # %% ../../nbs/1_data/01_audio.ipynb #724157a2
 def save(path, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> Path:

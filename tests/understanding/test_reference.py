@@ -1,0 +1,171 @@
+"""Distances from training data, what follows from them, and the files in which they travel."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.spatial.distance import mahalanobis
+from sklearn.covariance import LedoitWolf
+
+from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.localization.localizers import Localizer
+from wedefense_nb.models.detector import build
+from wedefense_nb.training.scoring import score
+from wedefense_nb.understanding.quality import SOUND, Quality
+from wedefense_nb.understanding.reference import (
+    Heaps,
+    Reference,
+    embed_all,
+    embed_batch,
+    make_reference,
+    risk_at,
+    risk_coverage,
+)
+
+GOOD = Quality(3.0, 2.0, -25.0, -5.0, 30.0, 0.0, 7800.0, 16000, 1)
+
+
+@pytest.fixture
+def made() -> Reference:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(80, len(SOUND))), columns=SOUND)
+    for name, value in (
+        ("duration", 3.0),
+        ("speech", 2.0),
+        ("level", -25.0),
+        ("snr", 30.0),
+        ("bandwidth", 7800.0),
+    ):
+        table[name] = value + 0.1 * rng.normal(size=80)
+    points = rng.normal(size=(80, 5))
+    labels = np.arange(80) % 2
+    points[labels == 1] += 20
+    return make_reference((points, labels, table), (points, table), data="here")
+
+
+def test_distances_are_those_of_the_nearest_heap():
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    x = rng.normal(size=(60, 3)) + 10 * y[:, None]
+    heaps = Heaps().fit(x, y)
+    other = rng.normal(size=(7, 3)) * 8
+    want = [min(mahalanobis(p, m, heaps.precision_) for m in heaps.means_) for p in other]
+    assert np.allclose(heaps.distance(other), want)
+    around = x - heaps.means_[y]
+    scale = around.std(axis=0)
+    assert np.allclose(
+        heaps.precision_ * np.outer(scale, scale), LedoitWolf(assume_centered=True).fit(around / scale).precision_
+    )
+
+
+def test_units_do_not_matter():
+    rng = np.random.default_rng(0)
+    x, other = rng.normal(size=(50, 3)), rng.normal(size=(5, 3))
+    scale = np.array([1.0, 1000.0, 0.001])
+    assert np.allclose(Heaps().fit(x).distance(other), Heaps().fit(x * scale).distance(other * scale), rtol=1e-4)
+
+
+def test_a_dimension_that_never_varies_does_no_harm():
+    x = np.c_[np.random.default_rng(0).normal(size=20), np.ones(20)]
+    assert np.isfinite(Heaps().fit(x).distance(x)).all()
+
+
+@pytest.mark.parametrize("x", [np.zeros((1, 3)), np.zeros(5), np.full((4, 2), np.nan)])
+def test_points_that_cannot_be_used_are_refused(x):
+    with pytest.raises(ValueError, match="a reference needs two points"):
+        Heaps().fit(x)
+
+
+def test_limits_are_quantiles_of_dev(made):
+    inside = {name: 0.0 for name in SOUND}
+    assert made.reasons(GOOD, made.distances(np.zeros(5), inside)) == []
+    assert made.reasons(GOOD, made.distances(np.full(5, 20.0), inside)) == []
+    (far,) = made.reasons(GOOD, made.distances(np.full(5, 10.0), inside))
+    assert "the model has met nothing like it" in far
+    (far,) = made.reasons(GOOD, made.distances(np.zeros(5), {name: 9.0 for name in SOUND}))
+    assert "does not sound like the speech" in far
+    with pytest.raises(ValueError, match="share of dev"):
+        make_reference((np.zeros((4, 2)), np.arange(4) % 2, None), (None, None), outside=1.0)
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"speech": 0.3}, "0.3 s of speech"),
+        ({"level": -60.0}, "too quiet"),
+        ({"bandwidth": 1500.0}, "ends too low"),
+        ({"level": -120.0, "speech": 0.0}, "it is silent"),
+    ],
+)
+def test_what_is_short_quiet_or_dull_is_refused_with_the_reason(made, changed, said):
+    quality = Quality(**(vars(GOOD) | changed))
+    reasons = made.reasons(quality, {"sound": 0.1, "embedding": 0.1})
+    assert len(reasons) == 1 and said in reasons[0]
+
+
+def test_files_hold_everything_and_damage_is_noticed(made, tmp_path):
+    made.save(tmp_path)
+    again = Reference.load(tmp_path)
+    point = np.random.default_rng(1).normal(size=5)
+    facts = {name: 0.5 for name in SOUND}
+    assert again.distances(point, facts) == pytest.approx(made.distances(point, facts))
+    assert (again.limits, again.least) == (made.limits, made.least) and again.notes["data"] == "here"
+    content = json.loads((tmp_path / "reference.json").read_text())
+    for wrong in ({"limits": {"embedding": 0, "sound": 1}}, {"least": {}}, {"sound": ["x"]}, {"limits": None}):
+        (tmp_path / "reference.json").write_text(json.dumps(content | wrong))
+        with pytest.raises(ValueError, match="not a reference"):
+            Reference.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="wedefense-nb reference"):
+        Reference.load(tmp_path / "nowhere")
+
+
+def test_embeddings_of_a_corpus_come_in_its_order(few):
+    part = few.subset(utt=list(few.utterances.utt[:9]))
+    model = build("bands").eval()
+    points, scores = embed_all(model, part, batch_size=4, progress=False)
+    assert np.allclose(scores, score(model, part, progress=False).score, atol=1e-5)
+    mixed = Manifest(part.utterances[::-1], root=part.root)
+    assert np.allclose(embed_all(model, mixed, progress=False)[0], points[::-1], atol=1e-5)
+
+
+def test_a_localizer_has_an_embedding_that_padding_does_not_change():
+    model = build("frame_lcnn_lstm").eval()
+    assert isinstance(model, Localizer)
+    wave = torch.randn(1, 12_000)
+    alone, own = embed_batch(model, wave, torch.tensor([12_000]))
+    padded = torch.cat([torch.nn.functional.pad(wave, (0, 8000)), torch.randn(1, 20_000)])
+    points, scores = embed_batch(model, padded, torch.tensor([12_000, 20_000]))
+    assert torch.allclose(points[0], alone[0], atol=1e-4) and torch.allclose(scores[0], own[0], atol=1e-4)
+
+
+def test_risk_and_coverage_are_counted_as_by_hand():
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(0, 6, 40).astype(float)
+    wrong = rng.random(40) < 0.3
+    curve = risk_coverage(confidence, wrong)
+    assert len(curve) == len(np.unique(confidence))
+    for row, least in zip(curve.itertuples(), np.unique(confidence)[::-1], strict=True):
+        kept = confidence >= least
+        assert row.coverage == pytest.approx(kept.mean()) and row.risk == pytest.approx(wrong[kept].mean())
+    assert risk_at(curve, 1.0) == pytest.approx(wrong.mean())
+    refused = np.where(np.arange(40) < 10, -np.inf, confidence)
+    assert risk_coverage(refused, wrong).coverage.iloc[-2] == pytest.approx(0.75)
+    for bad in (([], []), ([1.0], [True, False]), ([np.nan], [True])):
+        with pytest.raises(ValueError, match="need a confidence"):
+            risk_coverage(*bad)
+    with pytest.raises(ValueError, match="share above 0"):
+        risk_at(curve, 0.0)
+
+
+def test_as_much_of_dev_lies_outside_as_was_asked_for():
+    rng = np.random.default_rng(3)
+    table = pd.DataFrame(rng.normal(size=(300, len(SOUND))), columns=SOUND)
+    table = table.assign(duration=3.0, speech=2.0, level=-25.0, snr=30.0, bandwidth=7800.0)
+    points = rng.normal(size=(300, 4))
+    made = make_reference((points, np.arange(300) % 2, table), (points, table), outside=0.1)
+    far = np.array(
+        [list(made.distances(p, f).values()) for p, f in zip(points, table.to_dict("records"), strict=True)]
+    )
+    assert np.allclose((far > 1).mean(axis=0), 0.1, atol=0.005)
