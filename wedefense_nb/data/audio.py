@@ -500,7 +500,7 @@ def _stream_av(path: Path, data, seconds: float) -> Iterator[tuple[np.ndarray, i
 
 def _stream_any(path: Path, data, seconds: float) -> Iterator[tuple[np.ndarray, int, int]]:
     """As `_stream_av`, by libsndfile where it can; FFmpeg is asked only before the first piece."""
-    file = _open_soundfile(path)
+    file = _open_soundfile(path, path)
     if file is None:
         yield from _stream_av(path, data, seconds)
         return
