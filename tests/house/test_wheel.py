@@ -73,7 +73,7 @@ def test_the_demo_runs_in_an_empty_folder(installed, tmp_path):
         )
 
     assert command("--version").stdout.strip() in (ROOT / "settings.ini").read_text()
-    assert "epochs = 22" in command("run", "detection", "--parameters").stdout
+    assert "epochs = 12" in command("run", "detection", "--parameters").stdout
     done = command("demo", "-p", "epochs=1", "-p", "replicates=50", "-p", "average=1", "-o", "here")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "minCllr" in done.stdout and (tmp_path / "here/model/model.safetensors").is_file()
