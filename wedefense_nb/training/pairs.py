@@ -27,7 +27,7 @@ from .objectives import OBJECTIVES, Detection
 def paired_loss(scores: Tensor, pairs: Sequence[tuple[int, int]], scale: float = 1.0) -> Tensor:
     """How badly recordings are ranked above their own doubles: mean of -log sigmoid(scale (s - s')), a scalar.
 
-    The negative conditional log-likelihood of matched pairs (Breslow and Day, 1980, chapter 7), and the loss of
+    The negative conditional log-likelihood of matched pairs (Breslow and Day, 1980), and the loss of
     RankNet (Burges et al., 2005, equation 3). What is added to both scores of a pair changes nothing.
 
     Parameters

@@ -25,9 +25,8 @@ from ..features.stored import open_dataset
 from ..files import atomic
 from ..localization.localizers import Localizer
 from ..models.detector import Detector, load_weights, save_weights
-from ..task import label_ids
 from ..training.scoring import bar_options, evaluating
-from .quality import SOUND, Quality, measure_all
+from .quality import SOUND, Quality
 from ..untrusted import read_mapping
 
 # %% ../../nbs/8_understanding/07_reference.ipynb #refe0007

@@ -39,7 +39,7 @@ from ..understanding.reference import Reference, embed_all, embed_batch, make_re
 from ..untrusted import read_mapping
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0007
-def effective_number(n, rho: float):
+def effective_number(n: Any, rho: float) -> Any:
     """Independent windows that n windows with the correlation rho are worth: n / (1 + (n - 1) rho).
 
     >>> effective_number(10, 0.0), effective_number(10, 1.0), effective_number(10, 0.5)
