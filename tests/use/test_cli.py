@@ -94,7 +94,7 @@ def test_the_whole_traceback_comes_if_it_is_asked_for(monkeypatch):
 
 def test_parameters_are_listed():
     listed = quick("run", "detection", "--parameters").stdout.splitlines()
-    assert "epochs = 22  passes over the training set" in listed and len(listed) == 35
+    assert "epochs = 12  passes over the training set" in listed and len(listed) == 35
 
 
 def test_a_recipe_of_ones_own_runs_and_need_not_leave_a_result(tmp_path):
@@ -222,10 +222,10 @@ def test_a_second_start_trains_nothing_and_finds_the_same(finished, run, corpus)
     before = last.read_bytes(), last.stat().st_mtime_ns
     weights = (run / "model/model.safetensors").read_bytes()
     metrics = json.loads((run / "result.json").read_text())["metrics"]
-    assert steps_logged(run) == 18  # six epochs of 24 recordings in batches of 8
+    assert steps_logged(run) == 12  # six epochs of 24 recordings in batches of 16
     done = command("demo", "--data", corpus, *QUICK, cwd=home)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (last.read_bytes(), last.stat().st_mtime_ns) == before and steps_logged(run) == 18
+    assert (last.read_bytes(), last.stat().st_mtime_ns) == before and steps_logged(run) == 12
     assert (run / "model/model.safetensors").read_bytes() == weights
     assert json.loads((run / "result.json").read_text())["metrics"] == metrics
 
