@@ -231,4 +231,4 @@ def test_the_source_may_be_a_folder(real, tmp_path, samples):
     Manifest(table).write(tmp_path / "m")
     made = make_doubles(tmp_path / "m", tmp_path / "d", each=1, workers=1)
     assert len(made) == 2 and made.utterances.label.tolist() == ["bonafide", "spoof"]
-    assert module._place("a/b") == "audio/a%2Fb.flac"
+    assert module.sound_path("a/b") == "audio/a%2Fb.flac"

@@ -40,12 +40,6 @@ SETTINGS = SimpleNamespace(class_weights=(0.5, 2.0), seed=7)
 
 
 @pytest.fixture(scope="module")
-def splits(samples):
-    full = samples.subset(kind="full")
-    return full.subset(split="train"), full.subset(split="dev")
-
-
-@pytest.fixture(scope="module")
 def batch(splits):
     """Three of each class."""
     data = AudioDataset(splits[0], Crop(0.5))

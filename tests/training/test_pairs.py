@@ -41,12 +41,6 @@ KINDS = {"paired": Paired, "contrastive": Contrastive}
 
 
 @pytest.fixture(scope="module")
-def splits(samples):
-    full = samples.subset(kind="full")
-    return full.subset(split="train"), full.subset(split="dev")
-
-
-@pytest.fixture(scope="module")
 def batch(splits):
     """Three of each class, and the doubles of the real ones: rows 0 and 6, 1 and 7, 2 and 8."""
     data = AudioDataset(splits[0], Crop(0.5))

@@ -117,6 +117,15 @@ def test_what_is_no_recording_is_refused(tmp_path):
     assert codec_of(tmp_path / "a.wav") == ""
 
 
+def test_a_playlist_does_not_make_the_codec_of_another_file_known(tmp_path):
+    sf.write(tmp_path / "secret.mp3", 0.1 * np.sin(np.arange(48_000) / 9), 16_000)
+    assert codec_of(tmp_path / "secret.mp3").startswith("mp3")
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nsecret.mp3\n#EXT-X-ENDLIST\n"
+    for name in ("list.m3u8", "voice.mp3"):
+        (tmp_path / name).write_text(playlist)
+        assert codec_of(tmp_path / name) == ""
+
+
 def test_a_corpus_is_a_table_in_its_order(few):
     part = few.subset(utt=list(few.utterances.utt[:3]))
     table = measure_all(part)

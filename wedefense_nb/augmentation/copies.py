@@ -29,7 +29,7 @@ from .policies import policy
 from .transforms import Transform, limit, zero_padding
 from ..data.audio import SAMPLE_RATE, save
 from ..data.batches import AudioDataset, Batch
-from ..data.forge import VOCODERS, lpc, same_settings, vocode
+from ..data.forge import VOCODERS, lpc, same_settings, sound_path, vocode
 from ..data.manifest import Manifest, open_manifest, utt_rng
 from ..task import BONAFIDE, SPOOF
 
@@ -701,7 +701,7 @@ def add_copies(
         rng = utt_rng(f"routes of {recording['utt']}", seed)
         for name in rng.choice(names, each, replace=False):
             utt = f"{recording['utt']}-{name}"
-            path = f"audio/{utt.replace('/', '%2F')}.flac"  # ids may have slashes, file names may not
+            path = sound_path(utt)
             new = {"utt": utt, "path": path, "label": "spoof", "attack": name, "pair": recording["utt"]}
             rows.append({**recording, **new, "sample_rate": SAMPLE_RATE, "codec": ""})
             tasks.append(delayed(_write_double)(dataset, place, name, out / path, seed))

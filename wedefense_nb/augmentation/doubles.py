@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .codecs import round_trip
 from ..data.audio import SAMPLE_RATE, info, load, resample, save
-from ..data.forge import VOCODERS, same_settings, vocode
+from ..data.forge import VOCODERS, same_settings, sound_path, vocode
 from ..data.manifest import Manifest, open_manifest, utt_rng
 from ..registry import unknown
 
@@ -257,7 +257,7 @@ def choose(
 
 def _write(row: dict, path: Path, names: Sequence[str], out: Path, seed: int) -> float:
     """Write a recording and its doubles, unless all of them are there; how long they are, in seconds."""
-    files = [out / _place(utt) for utt in _utts(row["utt"], names)]
+    files = [out / sound_path(utt) for utt in _utts(row["utt"], names)]
     if all(file.is_file() for file in files):
         return info(files[0]).duration
     rng = utt_rng(f"way of {row['utt']}", seed)
@@ -279,11 +279,6 @@ def _write(row: dict, path: Path, names: Sequence[str], out: Path, seed: int) ->
 def _utts(utt: str, names: Sequence[str]) -> list[str]:
     """Names of a recording and its doubles."""
     return [utt, *(f"{utt}-{name}" for name in names)]
-
-
-def _place(utt: str) -> str:
-    """Where a recording lies; ids may have slashes, file names may not."""
-    return f"audio/{utt.replace('/', '%2F')}.flac"
 
 # %% ../../nbs/3_augmentation/10_doubles.ipynb #doub0021
 def make_doubles(
@@ -353,7 +348,7 @@ def make_doubles(
         names = [str(name) for name in drawn]
         tasks.append(delayed(_write)(row, paths[row.pop("place")], names, out, seed))
         for utt, name in zip(_utts(row["utt"], names), ["", *names], strict=True):
-            own = {"utt": utt, "path": _place(utt), "attack": name, "pair": row["utt"] if name else ""}
+            own = {"utt": utt, "path": sound_path(utt), "attack": name, "pair": row["utt"] if name else ""}
             rows.append({**row, **own, "label": "spoof" if name else "bonafide", "sample_rate": SAMPLE_RATE})
     run = Parallel(n_jobs=workers, return_as="generator")(tasks)
     durations = list(tqdm(run, total=len(tasks), desc="doubles", unit="recording"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'RATES', 'HEADERLESS', 'SOUNDS', 'KAISER', 'AudioError', 'AudioInfo', 'info', 'decode',
-           'plot_spectrogram', 'resample', 'Recording', 'load', 'stream', 'resample_stream', 'save', 'play']
+           'plot_spectrogram', 'resample', 'Recording', 'load', 'codec_of', 'stream', 'resample_stream', 'save', 'play']
 
 # %% ../../nbs/1_data/01_audio.ipynb #ce6735fc
 import base64
@@ -229,16 +229,19 @@ def _promised_by_av(container, stream, data: bytes) -> int:
     return round(float(stream.duration * stream.time_base) * stream.rate)
 
 
+def _parts_by_av(container, stream) -> Iterator[np.ndarray]:
+    """What FFmpeg decodes, (T, C), as it comes."""
+    to_float = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
+    for frame in container.decode(stream):
+        for piece in to_float.resample(frame):
+            yield piece.to_ndarray()[0].reshape(-1, stream.channels)
+
+
 def _decode_av(path, data: bytes) -> tuple[np.ndarray, int, int]:
     """As `_decode_soundfile`, by FFmpeg."""
     with _open_av(path, data) as (container, stream):
         promised = _promised_by_av(container, stream, data)
-        channels = stream.channels
-        to_float = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
-        parts = [np.zeros((0, channels), np.float32)]
-        for frame in container.decode(stream):
-            for piece in to_float.resample(frame):
-                parts.append(piece.to_ndarray()[0].reshape(-1, channels))
+        parts = [np.zeros((0, stream.channels), np.float32), *_parts_by_av(container, stream)]
         return np.concatenate(parts).T, stream.rate, promised
 
 # %% ../../nbs/1_data/01_audio.ipynb #53336d18
@@ -270,6 +273,15 @@ def _is_cut(data: bytes) -> bool:
         return _wav_is_cut(data)
     return data[:4] == b"OggS" and _ogg_is_cut(data[-131072:])  # an Ogg page has at most 65,307 bytes
 
+
+def _check_whole(path, data, frames: int, promised: int) -> None:
+    """Refuse a recording of which nothing, or not all that it promises, could be read."""
+    if frames == 0:
+        raise AudioError(f"{path}: no samples (a header without sound, or truncated)")
+    cut = not _headerless(path) and _is_cut(data)  # bare code may begin like anything
+    if cut or frames < promised - 2400:
+        raise AudioError(f"{path}: truncated, only {frames} frames could be read")
+
 # %% ../../nbs/1_data/01_audio.ipynb #8e423233
 def decode(path, data: bytes | None = None) -> tuple[np.ndarray, int]:
     """Decode a recording at its own rate and channel count.
@@ -300,11 +312,7 @@ def decode(path, data: bytes | None = None) -> tuple[np.ndarray, int]:
         decoded = _decode_av(path, data)
     samples, rate, promised = decoded
     _check_rate(path, rate)
-    if samples.shape[1] == 0:
-        raise AudioError(f"{path}: no samples (a header without sound, or truncated)")
-    cut = not _headerless(path) and _is_cut(data)  # bare code may begin like anything
-    if cut or samples.shape[1] < promised - 2400:
-        raise AudioError(f"{path}: truncated, only {samples.shape[1]} frames could be read")
+    _check_whole(path, data, samples.shape[1], promised)
     return samples, rate
 
 # %% ../../nbs/1_data/01_audio.ipynb #8a877bec
@@ -483,13 +491,11 @@ def _stream_av(path: Path, data, seconds: float) -> Iterator[tuple[np.ndarray, i
     """Pieces (C, T), the rate, and the frames that the header promises, by FFmpeg."""
     with _open_av(path, path) as (container, stream):
         promised = _promised_by_av(container, stream, data)
-        to_float = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
         parts = []
         frames = 0
-        for frame in container.decode(stream):
-            for piece in to_float.resample(frame):
-                parts.append(piece.to_ndarray()[0].reshape(-1, stream.channels))
-                frames += len(parts[-1])
+        for part in _parts_by_av(container, stream):
+            parts.append(part)
+            frames += len(part)
             if frames >= seconds * stream.rate:
                 yield np.concatenate(parts).T, stream.rate, promised
                 parts = []
@@ -516,6 +522,25 @@ def _stream_any(path: Path, data, seconds: float) -> Iterator[tuple[np.ndarray, 
             if began:
                 raise AudioError(f"{path}: broken, it cannot be read to its end ({error})") from error
     yield from _stream_av(path, data, seconds)
+
+
+def codec_of(path) -> str:
+    """What a file's header says about its codec: "mp3, 64 kbit/s", "pcm_s16le"; empty if FFmpeg cannot tell.
+
+    Examples
+    --------
+    >>> codec_of("no such file")
+    ''
+    """
+    path = Path(path)
+    try:
+        with _open_av(path, path) as (_, sound):
+            context = sound.codec_context
+            rate = context.bit_rate or 0
+            lossless = context.name.startswith("pcm_") or context.name in ("flac", "alac")
+            return context.name if lossless or not rate else f"{context.name}, {rate / 1000:.0f} kbit/s"
+    except (AudioError, OSError):
+        return ""
 
 
 def stream(path, seconds: float = 10.0) -> Iterator[tuple[np.ndarray, int]]:
@@ -549,7 +574,6 @@ def stream(path, seconds: float = 10.0) -> Iterator[tuple[np.ndarray, int]]:
     frames = 0
     promised = 0
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        cut = _is_cut(data)  # type: ignore[arg-type]  # its slices are bytes
         for piece, rate, in_header in _stream_any(path, data, seconds):
             promised = in_header
             _check_rate(path, rate)
@@ -557,10 +581,7 @@ def stream(path, seconds: float = 10.0) -> Iterator[tuple[np.ndarray, int]]:
             if not np.isfinite(piece).all():
                 raise AudioError(f"{path}: {int((~np.isfinite(piece)).sum())} samples are NaN or infinite")
             yield piece, rate
-    if frames == 0:
-        raise AudioError(f"{path}: no samples (a header without sound, or truncated)")
-    if cut or frames < promised - 2400:
-        raise AudioError(f"{path}: truncated, only {frames} frames could be read")
+        _check_whole(path, data, frames, promised)  # slices of the map are bytes
 
 # %% ../../nbs/1_data/01_audio.ipynb #audistr3
 def resample_stream(pieces: Iterable[np.ndarray], rate: int, new_rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:

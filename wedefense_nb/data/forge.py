@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOCODERS', 'gl_lin', 'gl_mel', 'lpc', 'world', 'world_coded', 'world_vc', 'vocode', 'find_boundaries', 'splice',
-           'choose_spans', 'plan', 'forge', 'same_settings']
+           'choose_spans', 'plan', 'sound_path', 'forge', 'same_settings']
 
 # %% ../../nbs/1_data/10_forge.ipynb #6213f812
 import json
@@ -408,6 +408,15 @@ def _replacement(job: dict, wave: np.ndarray, donor: Path, rng: np.random.Genera
     return wave
 
 
+def sound_path(utt: str) -> str:
+    """Where a made recording lies in its corpus; ids may have slashes, file names may not.
+
+    >>> sound_path("la/E1")
+    'audio/la%2FE1.flac'
+    """
+    return f"audio/{utt.replace('/', '%2F')}.flac"
+
+
 def _make(job: dict, path: Path, donor: Path, out: Path, seed: int, channel: Callable | None) -> dict:
     """Run one job of the plan and leave its sound and its note."""
     rng = utt_rng(job["utt"], seed)
@@ -420,13 +429,13 @@ def _make(job: dict, path: Path, donor: Path, out: Path, seed: int, channel: Cal
     made = other
     if spans:
         made = splice(wave, other, spans, fade=int(rng.choice([0, 80, 160])))
-    name = job["utt"].replace("/", "%2F")  # ids may have slashes, file names may not
+    place = sound_path(job["utt"])
     label = "spoof" if job["attack"] else "bonafide"
-    note = {**job, "label": label, "codec": "", "path": f"audio/{name}.flac", "sample_rate": SAMPLE_RATE}
+    note = {**job, "label": label, "codec": "", "path": place, "sample_rate": SAMPLE_RATE}
     note["duration"] = len(made) / SAMPLE_RATE
     note["segments"] = _tile(spans, len(made), label, job["attack"])
     save(out / note["path"], made / max(1.0, float(np.abs(made).max())))
-    with atomic(out / "notes" / f"{name}.json") as part:
+    with atomic(out / "notes" / f"{Path(place).stem}.json") as part:
         part.write_text(json.dumps(note))
     return note
 

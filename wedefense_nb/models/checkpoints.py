@@ -8,7 +8,6 @@ __all__ = ['LAYOUTS', 'SEEN_2019', 'OURS_ALONE', 'read_weights', 'Layout', 'aasi
            'published_shapes', 'published', 'find_weights']
 
 # %% ../../nbs/4_models/11_checkpoints.ipynb #d59404c2
-import hashlib
 import math
 import pickle
 import warnings
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..features.pretrained import check_finite
+from ..files import file_print
 from .detector import Detector, build, load_weights
 from ..registry import Registry, unknown
 from ..task import BONAFIDE, SPOOF, prior_log_odds
@@ -398,7 +398,7 @@ def find_weights(file: str, folder="weights") -> Path:
         where = f"download {row.url} ({row.bytes:,} bytes, licence {row.licence})"
         raise FileNotFoundError(f"{path} is not there: {where}")
     size = path.stat().st_size
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_print(path)
     if size != row.bytes or row.sha256 not in ("", digest):
         found = f"{size:,} bytes, sha256 {digest}"
         raise ValueError(f"{path} is not the published file ({found}): download {row.url} again")

@@ -105,8 +105,8 @@ class WindowedDetector(Detector):
 
     def windows(self, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, F, D) and frames (B,) to windows (B, W, window, D) and their frames (B, W), 0 for none."""
-        spare = max(self.window - x.shape[1], 0) + self.window  # room for the last window of the longest
-        cut = nn.functional.pad(x, (0, 0, 0, spare)).unfold(1, self.window, self.hop).transpose(2, 3)
+        roomy = nn.functional.pad(x, (0, 0, 0, self.window))  # for the last window of the longest
+        cut = roomy.unfold(1, self.window, self.hop).transpose(2, 3)
         starts = self.hop * torch.arange(cut.shape[1], device=x.device)
         before = starts - self.hop + self.window  # where the window before ends
         needed = (starts == 0) | (before < frames[:, None])
@@ -132,15 +132,14 @@ class WindowedDetector(Detector):
         if change is not None:
             feats = change(feats, frames)
         parts, sizes = self.windows(*self.backbone(feats, frames))
-        real = sizes.flatten() > 0
-        if not self.training:
-            real = torch.ones_like(real)  # shapes that depend on no value: the rest gets no weight
-        rows = self.pool(parts.flatten(0, 1)[real], sizes.flatten().clamp(min=1)[real])
-        embedded = self.embedding(rows)
-        if not self.training:
-            return embedded.unflatten(0, sizes.shape), sizes
-        everywhere = embedded.new_zeros(len(real), embedded.shape[1]).index_put((real,), embedded)
-        return everywhere.unflatten(0, sizes.shape), sizes
+        rows, counts = parts.flatten(0, 1), sizes.flatten()
+        if not self.training:  # shapes that depend on no value: what only pads gets no weight later
+            embedded = self.embedding(self.pool(rows, counts.clamp(min=1)))
+        else:  # and here no part in the norm
+            real = counts > 0
+            made = self.embedding(self.pool(rows[real], counts[real]))
+            embedded = made.new_zeros(len(counts), made.shape[1]).index_put((real,), made)
+        return embedded.unflatten(0, sizes.shape), sizes
 
 # %% ../../nbs/4_models/15_statistics.ipynb #stat0020
 @register(

@@ -19,7 +19,7 @@ from sklearn.covariance import LedoitWolf
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.batches import eval_batches, loader
+from ..data.batches import eval_batches, frame_mask, loader
 from ..data.manifest import Manifest
 from ..features.stored import open_dataset
 from ..files import atomic
@@ -85,7 +85,7 @@ def embed_batch(model: Detector | Localizer, wave: Tensor, lengths: Tensor) -> t
     """
     if isinstance(model, Localizer):
         vectors, frames = model.frame_embed(wave, lengths)
-        inside = torch.arange(vectors.shape[1], device=frames.device) < frames[:, None]
+        inside = frame_mask(frames, vectors.shape[1])
         mean = (vectors * inside[..., None]).sum(1) / frames[:, None]
         return mean, model.utterance_score(model.logits(vectors, frames), frames)
     embedding = model.embed(wave, lengths)
@@ -154,9 +154,12 @@ class Reference:
     notes: dict = field(default_factory=dict)
 
     def distances(self, embedding, sound: dict[str, float]) -> dict[str, float]:
-        """Of one recording: "embedding" (E,) and "sound", each divided by its limit: above 1 is too far."""
+        """Of one recording: "embedding" (E,), or the median over those of its windows (W, E), and "sound".
+
+        Each is divided by its limit: above 1 is too far.
+        """
         facts = np.array([[sound[name] for name in SOUND]])
-        found = {"embedding": self.embedding.distance(np.atleast_2d(embedding))[0]}
+        found = {"embedding": np.median(self.embedding.distance(np.atleast_2d(embedding)))}
         found["sound"] = self.sound.distance(facts)[0]
         return {name: float(value / self.limits[name]) for name, value in found.items()}
 
@@ -164,7 +167,7 @@ class Reference:
         """Why nobody should judge this recording, from its `Quality` alone; empty: no reason."""
         least = self.least
         reasons = []
-        if quality.level <= -75 or quality.peak <= -90:
+        if quality.silent:
             return ["it is silent"]
         if quality.speech < least["speech"]:
             reasons.append(f"it has {quality.speech:.1f} s of speech, at least {least['speech']:.1f} s are needed")

@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'CANNOT_SAY', 'MOST_CHANNELS', 'effective_number', 'correlation_within', 'Evidence', 'learn_evidence',
-           'add_reference', 'in_words', 'Judgement', 'plan_windows', 'cut_stream', 'file_print', 'Localization',
-           'Predictor']
+           'add_reference', 'in_words', 'Judgement', 'plan_windows', 'cut_stream', 'Localization', 'Predictor']
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0004
-import hashlib
 import json
 import math
 import warnings
@@ -26,7 +24,7 @@ from tqdm import tqdm
 from ..data.audio import SAMPLE_RATE
 from ..data.manifest import Manifest
 from ..features.stored import holds_features
-from ..files import atomic
+from ..files import atomic, file_print
 from ..localization.frames import cover
 from ..localization.localizers import Localizer, pieces
 from ..models.checkpoints import layout_of, load_published
@@ -39,13 +37,13 @@ from ..understanding.reference import Reference, embed_all, embed_batch, make_re
 from ..untrusted import read_mapping
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0007
-def effective_number(n: Any, rho: float) -> Any:
+def effective_number(n: Any, rho: Any) -> Any:
     """Independent windows that n windows with the correlation rho are worth: n / (1 + (n - 1) rho).
 
     >>> effective_number(10, 0.0), effective_number(10, 1.0), effective_number(10, 0.5)
     (10.0, 1.0, 1.8181818181818181)
     """
-    if not 0 <= rho <= 1:
+    if not np.all((rho >= 0) & (rho <= 1)):
         raise ValueError(f"a correlation within recordings lies between 0 and 1, got {rho}")
     return n / (1 + (n - 1) * rho)
 
@@ -117,7 +115,7 @@ class Evidence:
         if len(self.drawn) == 0:
             return float(value), math.nan, math.nan
         a, b, rho = self.drawn.T
-        low, high = np.quantile(n / (1 + (n - 1) * rho) * (a * score + b), [0.025, 0.975])
+        low, high = np.quantile(effective_number(n, rho) * (a * score + b), [0.025, 0.975])
         return float(value), float(min(low, value)), float(max(high, value))
 
     def save(self, folder) -> Path:
@@ -434,12 +432,6 @@ def cut_stream(waves: Iterator[np.ndarray], plan: list[tuple[int, int]]) -> Iter
             start += drop
         yield held[:, first - start : last - start]
 
-
-def file_print(path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
 # %% ../../nbs/9_use/01_predict.ipynb #pred0026
 MOST_CHANNELS = 8
 _FEWEST = 0.1  # seconds that a network is asked about
@@ -554,13 +546,10 @@ class Predictor:
         quality = meter.quality(codec_of(path))
         table = self._heard(path, meter, total, channels, progress)
         counted = table[table.counted]
-        reasons = self._reasons(quality, meter, counted)
+        reasons = self._reasons(quality, counted)
         distances = {}
         if self.reference is not None and len(counted) and quality.level > -75:
-            middle = np.median(np.stack(counted.point.to_list()), axis=0)
-            distances = self.reference.distances(middle, meter.sound())
-            far = self.reference.embedding.distance(np.stack(counted.point.to_list()))
-            distances["embedding"] = float(np.median(far) / self.reference.limits["embedding"])
+            distances = self.reference.distances(np.stack(counted.point.to_list()), meter.sound())
         if self.reference is not None:
             reasons += self.reference.reasons(quality, distances or {"sound": 0.0, "embedding": 0.0})
         if len(counted) and self.evidence is None:
@@ -716,11 +705,11 @@ class Predictor:
             until = end
         return covered
 
-    def _reasons(self, quality: Quality, meter: Meter, counted: pd.DataFrame) -> list[str]:
+    def _reasons(self, quality: Quality, counted: pd.DataFrame) -> list[str]:
         """Why nobody could judge it, whatever the model."""
         if len(counted) == 0:
             return [f"it is only {quality.duration:.2f} s long"]
-        if quality.level <= -75 or quality.peak <= -90:
+        if quality.silent:
             return ["it is silent"]
         return []
 

@@ -7,7 +7,6 @@ __all__ = ['PACKAGES', 'VOICES', 'NO_SPEECH', 'Package', 'ar_members', 'unpack_d
            'Voice', 'voices', 'voices_noise']
 
 # %% ../../../nbs/1_data/14_voices.ipynb #voic0004
-import hashlib
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from ..audio import SOUNDS
 from ..corpora import CorpusError, Listing, parser, scan
 from ..downloads import FETCHERS
 from ..lists import find_root, joined, rows
+from ...files import file_print
 from ...untrusted import to_text
 
 # %% ../../../nbs/1_data/14_voices.ipynb #voic0007
@@ -319,11 +319,6 @@ def announced(names) -> pd.DataFrame:
     return pd.DataFrame([found[name] for name in names], index=list(names), columns=["version", "sha256"])
 
 # %% ../../../nbs/1_data/14_voices.ipynb #voic0024
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _packages_in(folder: Path) -> dict[str, Path]:
     """Packages in a folder by name; of several versions, the one changed last."""
     found = sorted(Path(folder).glob("*_*.deb"), key=lambda path: path.stat().st_mtime)
@@ -353,16 +348,16 @@ def fetch_package(name: str, sha256: str, folder) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     there = _packages_in(folder).get(name)
-    if there is not None and _sha256(there) == sha256:
+    if there is not None and file_print(there) == sha256:
         return there
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=folder) as place:
         _apt(["apt-get", "download", name], place)
         came = sorted(Path(place).glob(f"{name}_*.deb"))
         if len(came) != 1:
             raise CorpusError(f"voices: apt-get left {len(came)} files for {name}: try again, or {_REMEDY}")
-        if _sha256(came[0]) != sha256:
+        if file_print(came[0]) != sha256:
             raise CorpusError(
-                f"{came[0].name}: not the package that apt announces (its SHA-256 is {_sha256(came[0])}, "
+                f"{came[0].name}: not the package that apt announces (its SHA-256 is {file_print(came[0])}, "
                 f"announced is {sha256}): run `apt-get update` and try again"
             )
         if there is not None:
@@ -377,7 +372,7 @@ def _version(path: Path) -> str:
 
 def _carried(path: Path, package: Package) -> str:
     """How the checksum of a package compares that was fetched otherwise."""
-    sha256 = _sha256(path)
+    sha256 = file_print(path)
     if sha256 == package.sha256:
         return "agrees"
     if _version(path) == package.version:
@@ -435,7 +430,7 @@ def fetch_voices(folder, only: str = "", extract: bool = True, root=None) -> pd.
         else:
             path = carried[name]
             checksum = _carried(path, PACKAGES[name])
-        sha256 = _sha256(path)
+        sha256 = file_print(path)
         unpacked = False
         mark = folder / f".{name}.unpacked"
         begun = mark.is_file() and mark.read_text() == sha256 and (folder / name).is_dir()
