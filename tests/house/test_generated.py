@@ -86,6 +86,9 @@ def test_requirements_are_the_packages_that_are_meant():  # pitfall 64
         "jupyterlab": "jupyterlab.labapp.LabApp", "ipywidgets": "ipywidgets.IntSlider",
         "pytest": "pytest.raises", "pytest-xdist": "xdist.plugin", "hypothesis": "hypothesis.given",
         "ruff": "ruff.find_ruff_bin", "mypy": "mypy.api.run", "selenium": "selenium.webdriver.Chrome",
+        "onnx": "onnx.ModelProto", "onnxscript": "onnxscript.script",
+        "onnxruntime": "onnxruntime.InferenceSession", "gradio": "gradio.Blocks",
+        "captum": "captum.attr.IntegratedGradients",
     }  # fmt: skip
     assert set(requirements()) <= set(has), f"say what is special about {set(requirements()) - set(has)}"
     only_samples = {"pyroomacoustics"}  # not in the environment of the tests
