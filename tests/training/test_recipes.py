@@ -20,6 +20,7 @@ from tests.training.runs import tiny_recipe
 from wedefense_nb.data.audio import save
 from wedefense_nb.data.manifest import Manifest
 from wedefense_nb.features.pretrained import TINY, UPSTREAMS
+from wedefense_nb.features.upstreams import Upstream
 from wedefense_nb.localization.frame_files import read_frame_scores
 from wedefense_nb.localization.localizers import localize
 from wedefense_nb.localization.metrics import frame_rates, point_eer
@@ -40,6 +41,7 @@ from wedefense_nb.training.recipes import (
     run_recipe,
     start_run,
 )
+from wedefense_nb.training.scoring import score
 from wedefense_nb.training.selfsupervision import PRETEXTS, encoder_config
 
 RECIPES = sorted((ROOT / "nbs/recipes").glob("*.ipynb"))
@@ -309,6 +311,48 @@ def tables():
         found[split]["score_resnet"] = other.score
         found[split]["llr_resnet"] = other.llr
     return found
+
+
+def test_the_recipe_detection_runs_headlessly(tmp_path):
+    """Of the default detector, in one epoch: the model folder holds all that a judgement needs."""
+    pairs = [("epochs", "1"), ("replicates", "30"), ("out", str(tmp_path / "run"))]
+    folder = run_recipe("detection", merge_parameters(find_recipe("detection"), None, pairs), stream=False)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["epochs"] == [0] and result["training"]["epochs"] == 1
+    assert {row["metric"] for row in result["metrics"]} >= {"eer", "min_dcf", "act_dcf", "cllr", "min_cllr"}
+    corpus = Manifest.read(ROOT / "data_samples")
+    calibration = load_calibration(folder / "model/calibration.json")
+    for name in ("dev", "eval"):
+        table = pd.read_csv(folder / f"scores/{name}.csv")
+        truth = corpus.subset(split=name).utterances
+        assert table.utt.tolist() == truth.utt.tolist() and table.label.tolist() == truth.label.tolist()
+        assert np.allclose(calibration.transform(table.score), table.llr, atol=1e-6)
+    one = corpus.subset(utt=[table.utt.iloc[0]])
+    assert score(load_model(folder / "model"), one, progress=False).score.iloc[0] == pytest.approx(
+        table.score.iloc[0], abs=1e-4
+    )
+    assert {"card.md", "config.yaml", "model.safetensors"} < {p.name for p in (folder / "model").iterdir()}
+    assert (folder / "detection.html").is_file()
+
+
+def test_the_recipe_pretraining_runs_headlessly(tmp_path):
+    pairs = [("epochs", "1"), ("out", str(tmp_path / "run"))]
+    folder = run_recipe("pretraining", merge_parameters(find_recipe("pretraining"), None, pairs), stream=False)
+    result = json.loads((folder / "result.json").read_text())
+    assert 0 < result["dev_masked_loss"] < result["fresh_dev_loss"] and result["epochs"] == [0]
+    wave = torch.zeros(1, 16000)
+    states, frames = Upstream(folder / "upstream", layers="all").eval()(wave, torch.tensor([16000]))
+    assert states.shape[0] == 1 and states.isfinite().all() and frames.tolist() == [states.shape[2]]
+    heard = Manifest.read(ROOT / "data_samples").subset(split="train", label="bonafide")
+    assert f"Heard: {len(heard)} recordings" in (folder / "upstream/README.md").read_text()
+
+
+def test_every_recipe_is_run_here_or_beside_its_objective():
+    """`nbdev-test` leaves the recipes out: here they run smaller, and their results are looked at."""
+    recipes_there = {path.stem for path in (ROOT / "nbs/recipes").glob("*.ipynb")}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    missing = {name for name in recipes_there if f"def test_the_recipe_{name}_runs_headlessly" not in tests}
+    assert recipes_there and not missing, f"no test runs {missing}"
 
 
 def test_the_recipe_evaluation_runs_headlessly(tmp_path, tables):
