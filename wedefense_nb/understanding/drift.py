@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DISTANCES', 'FACTS', 'EMBEDDING', 'Pool', 'divisions', 'permuted', 'chance', 'holm', 'TooFew', 'Sample', 'sample_of',
-           'Drift', 'find_drift']
+           'Drift', 'find_drift', 'refused']
 
 # %% ../../nbs/8_understanding/08_drift.ipynb #drif0004
 import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,8 @@ from ..data.manifest import Manifest
 from ..localization.localizers import Localizer
 from ..models.detector import Detector
 from ..training.scoring import bar_options
-from .quality import SOUND
-from .reference import hear_all
+from .quality import SOUND, Quality
+from .reference import Reference, hear_all
 
 # %% ../../nbs/8_understanding/08_drift.ipynb #drif0007
 DISTANCES = ["wasserstein", "ks", "kl"]
@@ -197,8 +197,8 @@ class Drift:
     ----------
     table : pandas.DataFrame
         Facts in rows, what drifted most first. Medians of both sides ("reference", "incoming"); "wasserstein",
-        in standard deviations of both sides together, and "by chance", what 95 % of all divisions do not exceed;
-        "ks"; "kl", in nats; "p", the smallest of the three, adjusted for all questions; "drifted".
+        in standard deviations of both sides together, and "by chance", what 95 % of all divisions do not
+        exceed in it; "ks"; "kl", in nats; "p", the smallest of the three, adjusted for all questions; "drifted".
     recordings, units : (int, int)
         How many there were to compare, on both sides; units are speakers, or recordings where they are unknown.
     divisions : int
@@ -229,6 +229,14 @@ class Drift:
         more = f" and {len(drifted) - 3} more" if len(drifted) > 3 else ""
         return f"DRIFT: {whom}. What moved: {', '.join(parts)}{more}."
 
+    def shown(self) -> str:
+        """The table as text, for terminals."""
+        columns = ["reference", "incoming", "wasserstein", "by chance", "p"]
+        formats = {name: (lambda x: "" if math.isnan(x) else f"{x:.4g}") for name in columns[:2]}
+        formats |= {name: "{:.2f}".format for name in columns[2:4]} | {"p": "{:.3g}".format}
+        drifted = self.table.drifted.map({True: "drifted", False: ""})
+        return self.table[columns].assign(**{"": drifted}).to_string(formatters=formats, na_rep="")
+
     def to_json(self) -> str:
         """As JSON."""
         rows = json.loads(self.table.rename_axis("fact").reset_index().to_json(orient="records"))
@@ -238,10 +246,8 @@ class Drift:
 
 def _moved(row: pd.Series) -> str:
     """How a fact moved, in words."""
-    far = f"{row.wasserstein:.2g} standard deviations, chance makes {row['by chance']:.2g}"
-    if math.isnan(row.reference):
-        return far
-    return f"median {row.reference:.4g} before, {row.incoming:.4g} now: {far}"
+    medians = "" if math.isnan(row.reference) else f"median {row.reference:.4g} before, {row.incoming:.4g} now, "
+    return f"{medians}p = {row.p:.2g}"
 
 # %% ../../nbs/8_understanding/08_drift.ipynb #drif0026
 def _units(speakers: np.ndarray, name: str) -> np.ndarray:
@@ -261,7 +267,7 @@ def find_drift(
     incoming: Sample,
     components: int | None = 8,
     alpha: float = 0.05,
-    n: int = 4999,
+    n: int = 9999,
     seed: int = 0,
     progress: bool = False,
 ) -> Drift:
@@ -271,7 +277,8 @@ def find_drift(
     ----------
     reference, incoming : Sample
     components : int or None
-        Principal components of the embeddings that are compared, all equally; None: every dimension as it is.
+        Principal components of the embeddings, each of which counts with its standard deviation; None: every
+        dimension as it is.
     alpha : float
         Chance of any false alarm, where nothing has changed.
     n, seed : int
@@ -302,7 +309,7 @@ def find_drift(
     )
     side = np.char.startswith(names, "incoming/") if len(names) else np.zeros(0, bool)
     facts = pd.concat([s.facts[FACTS].iloc[chosen] for s, chosen in zip((reference, incoming), rows, strict=True)])
-    _check_enough(tuple(map(len, rows)), side, alpha, n, questions=len(DISTANCES) * (len(FACTS) + 1))
+    _check_enough(tuple(map(len, named)), side, alpha, n, questions=len(DISTANCES) * (len(FACTS) + 1))
     points = np.concatenate([s.points[chosen] for s, chosen in zip((reference, incoming), rows, strict=True)])
     if components is not None:
         points = PCA(min(components, points.shape[1], len(points) - 1), svd_solver="full").fit_transform(points)
@@ -312,7 +319,8 @@ def find_drift(
         (values - values.mean(axis=0)) / np.where(scale > 1e-12, scale, 1.0), 1 / np.bincount(units)[units]
     )
     distances = permuted(pool, units, side, n, seed, progress)
-    joint = distances[..., len(FACTS) :].mean(axis=-1, keepdims=True)
+    shares = scale[len(FACTS) :] / max(scale[len(FACTS) :].sum(), 1e-12)
+    joint = (distances[..., len(FACTS) :] * shares).sum(axis=-1, keepdims=True)
     distances = np.concatenate([distances[..., : len(FACTS)], joint], axis=-1)
     p = holm(chance(distances))
     table = pd.DataFrame(distances[0].T, index=[*FACTS, EMBEDDING], columns=DISTANCES)
@@ -339,3 +347,13 @@ def _check_enough(recordings: tuple, side: np.ndarray, alpha: float, n: int, que
             f"too few to see a drift: {units[0]} and {units[1]} speakers can be divided in {ways:,} ways, and "
             f"{min(ways, n + 1):,} are tried; {questions} questions at {alpha:g} take {questions / alpha:,.0f}"
         )
+
+# %% ../../nbs/8_understanding/08_drift.ipynb #drif0045
+def refused(reference: Reference, sample: Sample) -> np.ndarray:
+    """Which recordings (N,) a model with this reference refuses to judge."""
+    names = [field.name for field in fields(Quality) if field.name in sample.facts.columns]
+    found = []
+    for (_, row), point in zip(sample.facts.iterrows(), sample.points, strict=True):
+        quality = Quality(**row[names].to_dict())
+        found.append(bool(reference.reasons(quality, reference.distances(point, row[SOUND].to_dict()))))
+    return np.array(found, dtype=bool)
