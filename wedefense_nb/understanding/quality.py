@@ -110,11 +110,17 @@ class Quality:
 
     def text(self) -> str:
         """In one line."""
+        if self.silent:
+            return f"{self.duration:.1f} s, silent"
         found = [f"{self.duration:.1f} s, {self.speech:.1f} s of it speech", f"level {self.level:.0f} dB"]
         found += [f"{self.snr:.0f} dB above the noise", f"up to {self.bandwidth / 1000:.1f} kHz"]
         if self.clipped > 1e-4:
             found.append(f"{self.clipped:.1%} of it clipped")
-        return ", ".join([*found, *([self.codec] if self.codec else []), *self.traces])
+        codec = _CALLED.get(self.codec, "" if self.codec.startswith("pcm_") else self.codec)  # PCM is no news
+        return ", ".join([*found, *([codec] if codec else []), *self.traces])
+
+
+_CALLED = {"pcm_mulaw": "μ-law (G.711)", "pcm_alaw": "A-law (G.711)"}
 
 # %% ../../nbs/8_understanding/06_quality.ipynb #qual0016
 SOUND = ["active", "dynamic", "voiced", "syllables", "flux", "flatness", "movement", "centre"]

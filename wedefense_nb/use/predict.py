@@ -365,7 +365,8 @@ class Judgement:
             third = "This is no sign that it is fake, and none that it is real."
         else:
             meaning = "REAL VOICE (bona fide)" if self.decision == "bonafide" else "FAKE (spoof)"
-            first = f"{self.file}: {meaning}"
+            unsure = self.low < bayes_threshold(self.p_spoof, self.c_miss, self.c_fa) < self.high
+            first = f"{self.file}: {meaning}{', but that is uncertain' if unsure else ''}"
             often = math.exp(min(abs(self.llr), 700.0))
             side = ("real", "fake") if self.llr > 0 else ("fake", "real")
             ratio = f"{often:.1f}" if often < 10 else f"{often:,.0f}"
@@ -374,7 +375,10 @@ class Judgement:
             third = f"If {odds}: {self.posterior:.0%} real, {1 - self.posterior:.0%} fake"
             third += f" (a missed real one costs {self.c_miss:g}, an accepted fake {self.c_fa:g})."
         fourth = f"Heard: {self.quality.text()}."
-        notes = "; ".join(self.caveats) or "it knows only fakes like those it was trained on"
+        notes = "it knows only fakes like those it was trained on"
+        if self.decision == CANNOT_SAY:
+            notes = "another model, or a better copy of the recording, may tell more"
+        notes = "; ".join(self.caveats) or notes
         return "\n".join([first, second, third, fourth, f"Caveats: {notes}."])
 
 
