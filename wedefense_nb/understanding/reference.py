@@ -168,7 +168,7 @@ def _beginning(path, meter: Meter, longest: float) -> np.ndarray:
     """The mean of a file's channels (T,), which a meter has heard, up to so many seconds."""
     parts = []
     for waves in waves_of(path, meter=meter):
-        parts.append(waves.mean(axis=0)[: round(longest * SAMPLE_RATE) - sum(map(len, parts))])
+        parts.append(waves.mean(axis=0)[: round(longest * SAMPLE_RATE) - sum(len(part) for part in parts)])
         meter.add(parts[-1])
         if meter.duration >= longest:
             break
