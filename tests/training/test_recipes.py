@@ -43,6 +43,7 @@ from wedefense_nb.training.recipes import (
 )
 from wedefense_nb.training.scoring import score
 from wedefense_nb.training.selfsupervision import PRETEXTS, encoder_config
+from wedefense_nb.use.predict import CANNOT_SAY, Predictor
 
 RECIPES = sorted((ROOT / "nbs/recipes").glob("*.ipynb"))
 PARAMETERS = sorted((ROOT / "params").rglob("*.yaml"))
@@ -388,6 +389,7 @@ def test_the_recipe_localization_runs_headlessly_and_continues(tmp_path):
         f"speech={speech}",
         f"fakes={fakes}",
         "refine=1",
+        "reference=30",
     ]
     pairs = [pair.split("=", 1) for pair in [*options, "validation=both_eer", f"out={tmp_path / 'run'}"]]
     values = merge_parameters(find_recipe("localization"), None, pairs)
@@ -416,6 +418,9 @@ def test_the_recipe_localization_runs_headlessly_and_continues(tmp_path):
         run_recipe("localization", values | {"speech": "nowhere", "out": str(tmp_path / "no")}, stream=False)
     model = load_model(folder / "model")
     calibration = load_calibration(folder / "model/calibration.json")
+    save(tmp_path / "tone.wav", np.sin(np.arange(32000) / 9).astype(np.float32) / 9)
+    judged = Predictor.from_folder(folder / "model").detect(tmp_path / "tone.wav")
+    assert judged.decision == CANNOT_SAY and judged.model["reference"]["train"] == 30
     one = truth.subset(utt=[truth.utterances.utt.iloc[0]])
     (name, scores), *_ = localize(model, one, progress=False).items()
     assert np.allclose(calibration.transform(scores), frames[name], atol=1e-4)
