@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from tests.conftest import GOLDEN_DIR
 from wedefense_nb.metrics import mean_interval
-from wedefense_nb.understanding.attribution import METHODS, Attribution, attribute
+from wedefense_nb.understanding.attribution import ATTRIBUTIONS, Attribution, attribute
 from wedefense_nb.understanding.explanations import (
     CHANCE,
     FRAME_TYPES,
@@ -244,7 +244,7 @@ def test_baselines_ask_no_model():
     assert np.array_equal(first.values, attribute(model, wave, "random").values)
     assert not np.array_equal(first.values, attribute(model, wave, "random", seed=1).values)
     assert not np.array_equal(first.values, attribute(model, wave[::-1].copy(), "random").values)
-    assert {"random", "energy", "change"} <= set(METHODS)
+    assert {"random", "energy", "change"} <= set(ATTRIBUTIONS)
     for found in (energy, change, first):
         assert len(found.values) == 25 and found.edges[-1] == 0.5
     odd = attribute(model, wave[:7999], "energy")

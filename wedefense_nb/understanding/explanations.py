@@ -22,7 +22,7 @@ from ..localization.frames import Timeline, one_recording, timeline
 from ..metrics import auc, mean_interval
 from ..registry import unknown
 from ..task import BONAFIDE, SPOOF
-from .attribution import METHODS, Attribution
+from .attribution import ATTRIBUTIONS, Attribution
 
 # %% ../../nbs/8_understanding/03_explanations.ipynb #expl0010
 SCORES = ("pointing", "auc", "mass", "joints")
@@ -200,7 +200,7 @@ def _baseline(values: np.ndarray, wave: Tensor, method: str) -> Attribution:
     return Attribution(values, edges, None, method)
 
 
-@METHODS.register("random")
+@ATTRIBUTIONS.register("random")
 def random_map(model: nn.Module, wave: Tensor, seed: int = 0) -> Attribution:
     """A number between 0 and 1 for every 20 ms, drawn from the seed and the recording; the model is not asked."""
     frames = _framed(wave)
@@ -208,13 +208,13 @@ def random_map(model: nn.Module, wave: Tensor, seed: int = 0) -> Attribution:
     return _baseline(rng.random(len(frames)), wave, "random")
 
 
-@METHODS.register("energy")
+@ATTRIBUTIONS.register("energy")
 def energy_map(model: nn.Module, wave: Tensor) -> Attribution:
     """The energy of every 20 ms; the model is not asked."""
     return _baseline(np.square(_framed(wave)).mean(1), wave, "energy")
 
 
-@METHODS.register("change")
+@ATTRIBUTIONS.register("change")
 def change_map(model: nn.Module, wave: Tensor) -> Attribution:
     """How far the spectrum of every 20 ms, in dB, is from the one before; the model is not asked."""
     frames = _framed(wave)

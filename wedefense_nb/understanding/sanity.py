@@ -90,7 +90,7 @@ def randomisation_test(
     model : Detector or Localizer
     waves : mapping of utt to array (T,)
     method : str
-        A name in `attribution.METHODS`.
+        A name in `attribution.ATTRIBUTIONS`.
     options : mapping, optional
         Of that method.
     n, seed : int
@@ -244,7 +244,7 @@ def sanity_report(
     model : Detector or Localizer
     waves : mapping of utt to array (T,)
     plans : mapping of method to options
-        Names in `attribution.METHODS`.
+        Names in `attribution.ATTRIBUTIONS`.
     snr_db, n, seed
         Of `stability`; replicates; random seed.
 
