@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'COSTS', 'REPORTED', 'TICKS', 'Counts', 'count', 'operating_points', 'roc', 'auc', 'looks_inverted',
            'equal_error', 'pav', 'eer', 'cost_weights', 'min_dcf', 'act_dcf', 'cllr', 'min_cllr', 'at_threshold',
-           'Interval', 'Resampler', 'draw_weights', 'bootstrap', 'metric_options', 'confidence_interval', 'report',
-           'show', 'det', 'plot_det']
+           'Interval', 'Resampler', 'draw_weights', 'bootstrap', 'metric_options', 'confidence_interval',
+           'mean_interval', 'report', 'show', 'det', 'plot_det']
 
 # %% ../nbs/0_question/02_metrics.ipynb #1b7af62c
 import warnings
@@ -442,13 +442,46 @@ def confidence_interval(
     names = [metric] if isinstance(metric, str) else list(metric)
     options = metric_options(names, options)
     kept = bootstrap(names, [scores], labels, groups, n, seed, progress, options)[:, 0]
-    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2], axis=0)
     whole = count(scores, labels)
     found = {}
     for i, name in enumerate(names):
         value = METRICS[name](whole, **options.get(name, {}))
-        found[name] = Interval(value, float(low[i]), float(high[i]), len(kept), n - len(kept))
+        found[name] = _percentiles(value, kept[:, i], n, level)
     return found[metric] if isinstance(metric, str) else found
+
+
+def _percentiles(value: float, kept: np.ndarray, n: int, level: float) -> Interval:
+    """The interval of a value from the replicates (K,) that were kept of `n`."""
+    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(low), float(high), len(kept), n - len(kept))
+
+
+def mean_interval(values, groups=None, n: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of one number a recording, with its percentile-bootstrap `Interval`.
+
+    Parameters
+    ----------
+    values : array_like, shape (N,)
+    groups, n, level, seed
+        As for `confidence_interval`.
+
+    Raises
+    ------
+    ValueError
+        No values, values that are not finite, or another number of groups.
+
+    Examples
+    --------
+    >>> mean_interval([1.0, 1.0, 4.0], n=100).value
+    2.0
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError("a mean needs finite values (N,), one at least")
+    if groups is not None and len(groups) != len(values):
+        raise ValueError(f"{len(groups)} groups but {len(values)} values")
+    drawn = [weight @ values / weight.sum() for weight in draw_weights(len(values), groups, n, seed)]
+    return _percentiles(values.mean(), np.array(drawn), n, level)
 
 # %% ../nbs/0_question/02_metrics.ipynb #05fcca77
 REPORTED = {"eer": "EER", "min_dcf": "minDCF", "act_dcf": "actDCF", "cllr": "Cllr", "min_cllr": "minCllr"}
