@@ -1,4 +1,4 @@
-"""Guesses and rewards come to the gradients of the prose, the anchor holds, and a run goes on with its own reference."""
+"""Guesses and rewards come to the gradients of the prose, the anchor holds, a run keeps its reference."""
 
 import dataclasses
 import math

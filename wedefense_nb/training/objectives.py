@@ -61,7 +61,7 @@ class Objective(nn.Module):
         self.shares: dict[str, float] = {}
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameters that learn, by their `share` of the learning rate, the largest first: an optimizer's groups."""
+        """Parameters that learn, by their `share` of the learning rate, largest first: an optimizer's groups."""
         by_share: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:

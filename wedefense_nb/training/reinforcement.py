@@ -259,7 +259,7 @@ class Reinforcement(Detection):
 
     @torch.no_grad()
     def _margin_of(self, weights: dict[str, Tensor], batch: Batch, cover: Callable | None) -> Tensor:
-        """What a copy of the detector, in evaluation mode, thinks of a batch: log-odds of the right labels (B,)."""
+        """What a copy of the detector, in evaluation mode, says of a batch: log-odds of the right labels (B,)."""
         for name, value in weights.items():  # after a restart they come from a file
             weights[name] = value.to(batch.wave.device)
         named = {f"model.{name}": value for name, value in weights.items()}
