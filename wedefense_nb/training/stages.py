@@ -249,7 +249,8 @@ def make_stages(listed: Sequence[Mapping[str, Any]], config: FitConfig = _PLAIN)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"stage {number}: {place} {first['msg'].removeprefix('Value error, ')}") from None
+            what = f"{place} {first['msg'].removeprefix('Value error, ')}".strip()
+            raise ValueError(f"stage {number}: {what}") from None
         stages.append(stage)
         if stage.objective is not None:
             make_objective(stage.objective, **stage.objective_options)
