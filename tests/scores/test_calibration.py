@@ -73,7 +73,9 @@ def test_calibration_undoes_any_rising_line(a, b):
 
 def test_inverted_scores_get_a_negative_slope_not_a_silent_flip():
     s, y = gaussian(300, 900)
-    assert AffineCalibration().fit(-s, y).a_ < 0
+    with pytest.warns(UserWarning, match="slope is -.*turns the scores round.*check their sign"):
+        turned = AffineCalibration().fit(-s, y)
+    assert turned.a_ < 0 and turned.inverted_ and not AffineCalibration().fit(s, y).inverted_
 
 
 def test_saturated_scores_do_not_overflow():
