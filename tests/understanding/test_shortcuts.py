@@ -155,8 +155,8 @@ def test_no_alarm_where_labels_mean_nothing(samples, table):
     p_values = []
     for seed in range(3):
         dealt = people.sample(frac=1, random_state=seed).sort_values("speaker", kind="stable").label.to_numpy()
-        u = samples.utterances.assign(label=pd.Series(dealt, people.index))
-        report = shortcuts(Manifest(u, samples.segments, samples.root), table, n=100, seed=seed)
+        u = samples.utterances.assign(label=pd.Series(dealt, people.index), attack="")
+        report = shortcuts(Manifest(u, root=samples.root), table, n=100, seed=seed)
         assert not report.found.any() and ((report.p_value < LEVEL) == report.found).all()
         p_values += report.p_value.tolist()
     assert min(p_values) < 0.3 and max(p_values) > 0.7
