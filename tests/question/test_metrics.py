@@ -237,6 +237,9 @@ def test_det_curves_with_bands_and_marks():
     s = rng.normal(size=60) + 2 * y
     ax = plot_det({"x": s, "y": (s[:30], y[:30])}, y, n=20)
     assert len(ax.lines) == 6 and len(ax.collections) == 2 and "false acceptance (%)" in ax.get_xlabel()
+    far = plot_det({"x": s + 100}, y)  # all are accepted: the dot lies outside, and stands on the edge
+    marks = [line.get_marker() for line in far.lines if len(line.get_xdata()) == 1]
+    assert marks[-1] == "D" and far.lines[-1].get_ydata()[0] == far.get_ylim()[0]
     plt.close("all")
 
 
