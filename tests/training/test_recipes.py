@@ -366,6 +366,10 @@ def test_the_recipe_evaluation_runs_headlessly(tmp_path, tables):
         assert found[system, "eer"]["value"] == pytest.approx(eer(tables["eval"][column], labels))
         assert found[system, "cllr"]["value"] == pytest.approx(cllr(tables["eval"][column], labels))
     assert {metric for _, metric in found} == {"eer", "min_dcf", "act_dcf", "cllr", "min_cllr"}
+    assert result["intervals"].startswith(
+        "intervals: groups drawn by speaker, 4 bona fide and 9 spoof; too narrow"
+    )
+    assert found["lcnn", "min_dcf"]["low"] is None and found["lcnn", "eer"]["low"] < found["lcnn", "eer"]["high"]
     difference = next(row for row in result["differences"] if row["metric"] == "eer")
     assert difference["value"] == pytest.approx(found["lcnn", "eer"]["value"] - found["resnet", "eer"]["value"])
     assert {row["by"] for row in result["breakdown"]} == {"attack", "language", "duration"}

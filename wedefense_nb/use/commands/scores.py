@@ -184,6 +184,9 @@ def evaluate(
         list[str] | None, typer.Option("-c", "--column", help="Columns; default: score, llr.")
     ] = None,
     by: Annotated[str | None, typer.Option(help="Break the EER down by a column: attack, codec, speaker…")] = None,
+    groups: Annotated[
+        str, typer.Option(help="Column whose values are drawn as a whole for the intervals; '' draws trials.")
+    ] = "speaker",
     replicates: Annotated[int, typer.Option(help="Bootstrap replicates for the 95 % intervals.")] = 1000,
     truth: Annotated[
         Path | None,
@@ -220,8 +223,8 @@ def evaluate(
         typer.Option(help="A threshold that was fixed before, instead of --dev.", rich_help_panel=FRAMES),
     ] = None,
 ):
-    """EER, minDCF, actDCF, Cllr and minCllr with intervals; with --truth, all measures of frame scores."""
-    from wedefense_nb.metrics import looks_inverted, report, show
+    """EER, minDCF, actDCF, Cllr and minCllr, with intervals; with --truth, all measures of frame scores."""
+    from wedefense_nb.metrics import drawn_together, looks_inverted, report, show
     from wedefense_nb.scores.comparison import bins, breakdown
     from wedefense_nb.task import label_ids
 
@@ -248,11 +251,13 @@ def evaluate(
     if missing:
         raise ValueError(f"no column {missing}; scores and keys have {list(table.columns)}")
     labels = label_ids(table.label)
-    found = report({name: table[name] for name in columns}, labels, n=replicates, progress=True)
+    drawn, how = drawn_together(table, labels, groups)
+    found = report({name: table[name] for name in columns}, labels, drawn, n=replicates, progress=True)
     typer.echo(show(found).to_string())
+    typer.echo(how)
     if by:
         values = bins(table[by]) if by == "duration" else table[by]
-        parts = breakdown("eer", table[columns[-1]], labels, values, n=replicates)
+        parts = breakdown("eer", table[columns[-1]], labels, values, n=replicates, groups=drawn)
         typer.echo(parts.round(4).to_string(index=False))
     for name in columns:
         warning = looks_inverted(table[name], labels)
