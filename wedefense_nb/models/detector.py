@@ -211,7 +211,7 @@ def build(name: str, **config) -> Any:
     Parameters
     ----------
     name : str
-        One of `DETECTORS`, or of `LOCALIZERS`, or the address of a function of one's own, ``package.module:function``.
+        One of `DETECTORS` or `LOCALIZERS`, or the address of a function of one's own, ``package.module:function``.
     **config
         Options of that detector (`options_of`), and for all `head` and `head_options`: another of `losses.HEADS`.
 
@@ -444,8 +444,8 @@ def load_model(folder, trust: Sequence[str] = ()) -> Any:
     folder : path
     trust : sequence of str
         Addresses of functions (``package.module:function``) that the folder may call. Without, only what this
-        library brings is built: a folder is text that anybody may have written. The module is looked for among what
-        is installed and in the current folder, never in the model folder. A `UserWarning` if it is no longer the one
+        library brings is built: anybody may have written the folder. The module is looked for in what is
+        installed and in the current folder, never in the model folder. A `UserWarning` if it is not the one
         that the model was saved with.
 
     Raises
@@ -527,6 +527,6 @@ def start_from(model: Detector, path) -> list[str]:
     odd = [n for n in found if n not in fitting and "head" not in n.split(".")]
     if odd or not fitting:
         first = odd or list(found)
-        raise ValueError(f"{file}: {len(first)} weights have no place in this model, such as {first[0]}: another one")
+        raise ValueError(f"{file}: {len(first)} weights have no place in this model, such as {first[0]}")
     model.load_state_dict(fitting, strict=False)
     return [n for n in own if n not in fitting and n.split(".")[-1] != "log_prior_odds"]

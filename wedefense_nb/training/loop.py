@@ -704,8 +704,8 @@ def fit(
     """Train a model in place, or continue a run that was interrupted.
 
     Weights are learned from `train`, the epoch is chosen on `dev`. The run folder `out` gets
-    `checkpoints/` and TensorBoard's `logs/`, settings included. The same settings and data continue where the folder's
-    run stopped.
+    `checkpoints/` and TensorBoard's `logs/`, settings included. The same settings and data continue
+    where the folder's run stopped.
 
     Parameters
     ----------
@@ -759,7 +759,7 @@ def fit(
 
 # %% ../../nbs/5_training/04_loop.ipynb #c016515a
 def _log_settings(run: Run, name: str) -> None:
-    """TensorBoard's table of hyper-parameters: settings, model and objective, beside the validation of this name."""
+    """TensorBoard's table of hyper-parameters: settings, model, objective, beside the validation of this name."""
     from torch.utils.tensorboard.summary import hparams
 
     if run.state["step"] > 0 or not run.accelerator.is_main_process:

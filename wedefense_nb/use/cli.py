@@ -170,7 +170,9 @@ def demo(
             raise ValueError(f"{folder} holds no run of the recipe detection: {remedy}")
         shutil.rmtree(folder)
     if values["final"]:
-        typer.echo("a demonstration: eval is scored too (final: true); `wedefense-nb run detection` looks at dev only")
+        typer.echo(
+            "a demonstration: eval is scored too (final: true); `wedefense-nb run detection` looks at dev only"
+        )
     _report_run(run_recipe("detection", values), "detection")
 
 # %% ../../nbs/9_use/05_cli.ipynb #cli00007
