@@ -570,7 +570,7 @@ def test_tensorboard_gets_all_settings_once(whole):
     found = data(metadata.SESSION_START_INFO_TAG).plugin_data.content
     settings = metadata.parse_session_start_info_plugin_data(found).hparams
     assert set(settings) == {field.name for field in dataclasses.fields(FitConfig)} | {"model", "objective"}
-    assert settings["lr"].number_value == QUICK.lr and settings["balance"].bool_value is True
+    assert settings["lr"].number_value == QUICK.lr and settings["balance"].number_value == 1
     assert settings["patience"].string_value == "None" and "lcnn_lstm" in settings["model"].string_value
     (metric,) = metadata.parse_experiment_plugin_data(
         data(metadata.EXPERIMENT_TAG).plugin_data.content
