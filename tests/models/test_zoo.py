@@ -29,7 +29,7 @@ from wedefense_nb.models.zoo import (
     hears_whole,
     parameters,
     plot_costs,
-    published,
+    published_errors,
     steps_seen,
     zoo_table,
 )
@@ -218,14 +218,14 @@ def test_card_and_table():
 
 def test_what_was_published_stands_on_the_card():
     for name in {row[0] for row in zoo._RESULTS}:
-        rows = published(name)
+        rows = published_errors(name)
         assert name in DETECTORS and len(rows) and rows.eer.between(0, 0.6).all() and rows.source.str.len().all()
         assert (rows["mean"].isna() | (rows["mean"] >= rows.eer)).all()  # the best is not worse than the mean
     found = card(specimen("aasist"))
     assert found.at_home == 0.0083 and found.elsewhere == 0.3824
     assert card(specimen("ssl_mhfa")).at_home == 0.0080 and card(specimen("ssl_mhfa")).elsewhere == 0.3451
     nothing = card(specimen("bands"))
-    assert math.isnan(nothing.at_home) and math.isnan(nothing.elsewhere) and published("bands").empty
+    assert math.isnan(nothing.at_home) and math.isnan(nothing.elsewhere) and published_errors("bands").empty
 
 
 def test_a_front_end_may_have_heard_everything_before_a_short_field_begins():

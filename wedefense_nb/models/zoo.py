@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODER_SIZES', 'MISSED', 'parameters', 'steps_seen', 'features', 'field', 'hears', 'hears_whole', 'flops', 'cost',
-           'published', 'Card', 'card', 'zoo_table', 'plot_costs']
+           'published_errors', 'Card', 'card', 'zoo_table', 'plot_costs']
 
 # %% ../../nbs/4_models/13_zoo.ipynb #99efe9a7
 import copy
@@ -201,8 +201,12 @@ def cost(model: Detector, seconds: float = 2.0) -> tuple[float, float]:
 _WEDEFENSE = "WeDefense, arXiv 2601.15240"
 _NES2NET = "Liu 2025, arXiv 2504.05657"
 _SUPERB = "spoof-SUPERB, retrained by others"
-_LA, _LA21, _DF21, _WILD = "ASVspoof 2019 LA", "ASVspoof 2021 LA", "ASVspoof 2021 DF", "In-the-Wild"
-_A5, _PS = "ASVspoof5", "PartialSpoof"
+_LA = "ASVspoof 2019 LA"
+_LA21 = "ASVspoof 2021 LA"
+_DF21 = "ASVspoof 2021 DF"
+_WILD = "In-the-Wild"
+_A5 = "ASVspoof5"
+_PS = "PartialSpoof"
 _RESULTS = [  # detector, trained on, tested on, EER in % (best of several trainings), mean over seeds, source
     ("aasist", _LA, _LA, 0.83, None, "Jung 2022; users' own trainings: 1.3 to 2.15"),
     ("aasist", _LA, _LA, 3.22, None, _SUPERB),
@@ -238,7 +242,7 @@ _RESULTS = [  # detector, trained on, tested on, EER in % (best of several train
 ]
 
 
-def published(name: str) -> pd.DataFrame:
+def published_errors(name: str) -> pd.DataFrame:
     """EERs that were published for a detector; read the caveats of this chapter before you compare any two.
 
     Parameters
@@ -254,7 +258,7 @@ def published(name: str) -> pd.DataFrame:
 
     Examples
     --------
-    >>> published("ssl_sls").eer.tolist()
+    >>> published_errors("ssl_sls").eer.tolist()
     [0.0192, 0.0746]
     """
     rows = [row[1:] for row in _RESULTS if row[0] == name]
@@ -286,7 +290,7 @@ class Card:
         The features themselves depend on the whole recording: `field` does not say where evidence lies.
     at_home, elsewhere : float
         The lowest EER that was published on the eval set of the training corpus, and the highest on another corpus
-        (`published`); NaN where none is known.
+        (`published_errors`); NaN where none is known.
     front_flops, flops : float
         For a second of sound: of the front end, and of all that follows it.
     """
@@ -332,7 +336,7 @@ def card(model: Detector) -> Card:
         maps, left = model.backbone(feats, frames)
     total, learning = parameters(model)
     of_front, of_rest = cost(model)
-    results = published(name)
+    results = published_errors(name)
     home = results.trained == results.tested
     return Card(
         name=name,
@@ -395,6 +399,7 @@ def plot_costs(table: pd.DataFrame, ax=None, upstream: float = 0.0):
         ax.scatter(table.parameters[rows], gflops[rows], marker=mark, color="black", s=24, label=f"hears {kind}")
     ax.set(xscale="log", yscale="log", xlabel="parameters", ylabel="GFLOPs for a second of sound")
     ax.set_xlim(right=12 * table.parameters.max())  # room for the labels
+    ax.set_ylim(top=6 * gflops.max())
     points = {name: (math.log10(table.parameters[name]), math.log10(gflops[name])) for name in table.index}
     line = {"arrowstyle": "-", "color": "grey", "lw": 0.5}
     for name, height in _label_heights(points).items():
