@@ -775,8 +775,8 @@ def fit(
     """Train a model in place, or continue a run that was interrupted.
 
     Weights are learned from `train`, the epoch is chosen on `dev`. The run folder `out` gets
-    `checkpoints/` and TensorBoard's `logs/`. The same settings and data continue where the folder's
-    run stopped.
+    `checkpoints/` and TensorBoard's `logs/`, settings included. The same settings and data continue
+    where the folder's run stopped.
 
     Parameters
     ----------
@@ -818,6 +818,7 @@ def fit(
         if run.state["step"] == 0:
             run.save()  # from now on the folder's state counts, also the first weights
         accelerator.init_trackers("logs")
+        _log_settings(run, validate.__name__)
         pace = Pace(threads=torch.get_num_threads() if accelerator.device.type == "cpu" else 0)
         steps = {"total": run.total, "initial": run.state["step"], "unit": "step"}
         with tqdm(desc="train", **steps, **bar_options(accelerator.is_main_process)) as bar:
@@ -828,6 +829,19 @@ def fit(
         return _finish(run, validate, out)
 
 # %% ../../nbs/5_training/04_loop.ipynb #c016515a
+def _log_settings(run: Run, name: str) -> None:
+    """TensorBoard's table of hyper-parameters: settings, model, objective, beside the validation of this name."""
+    from torch.utils.tensorboard.summary import hparams
+
+    if run.state["step"] > 0 or not run.accelerator.is_main_process:
+        return  # written by the first start
+    settings = dataclasses.asdict(run.config) | {n: run.state["identity"][n] for n in ("model", "objective")}
+    plain = {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in settings.items()}
+    writer = run.accelerator.get_tracker("tensorboard", unwrap=True)
+    for part in hparams(plain, {f"dev/{name}": math.nan}):
+        writer.file_writer.add_summary(part)
+
+
 def _finish(run: Run, validate: Callable, out: Path) -> FitResult:
     """Load the better of average and best epoch, by the dev error, and let the objective finish the model."""
     config = run.config

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ..cli import app
+from ..cli import Trust, app
 
 # %% ../../../nbs/9_use/08_detect.ipynb #dtct0007
 EXIT_CODES = {"bonafide": 0, "error": 1, "spoof": 3, "cannot say": 4}
@@ -51,14 +51,16 @@ def _sounds(files: list[Path]) -> list[Path]:
     return found
 
 
-def _predictor(model: Path, kind: str):
+def _predictor(model: Path, kind: str, trust: list[str] | None):
+    from wedefense_nb.registry import trusting
     from wedefense_nb.use.predict import Predictor
 
     if model.is_file():
         if not kind:
             raise ValueError(f"{model}: for published weights say of which --kind they are, such as aasist-l")
         return Predictor.from_published(model, kind)
-    return Predictor.from_folder(model)
+    with trusting(*trust or ()):
+        return Predictor.from_folder(model)
 
 
 @app.command(epilog="Example: `wedefense-nb detect voice.m4a --model runs/mine/model --prior 0.1`")
@@ -70,6 +72,7 @@ def detect(
     cost_miss: Annotated[float, typer.Option(help="Cost of calling a real voice fake.")] = 1.0,
     cost_fa: Annotated[float, typer.Option(help="Cost of calling a fake real.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: a list, with everything.")] = False,
+    trust: Trust = None,
 ):
     """Judge recordings. Exit codes: 0 real, 3 fake, 4 cannot say, 1 error."""
     if model is None:
@@ -81,7 +84,7 @@ def detect(
     from wedefense_nb.data.audio import AudioError
 
     paths = _sounds(files)
-    predictor = _predictor(model, kind)
+    predictor = _predictor(model, kind, trust)
     found, decisions = [], []
     for path in paths:
         try:
@@ -111,12 +114,15 @@ def reference(
     data: Annotated[Path, typer.Argument(help="Manifest folder of what it was trained and calibrated on.")],
     train: Annotated[str, typer.Option(help="Split that it learned from.")] = "train",
     dev: Annotated[str, typer.Option(help="Split that it was calibrated on.")] = "dev",
+    trust: Trust = None,
 ):
     """Give a model folder the statistics of its training data, so that it knows what it has never met."""
     from wedefense_nb.data.manifest import Manifest
+    from wedefense_nb.registry import trusting
     from wedefense_nb.use.predict import Evidence, add_reference
 
-    folder = add_reference(model, Manifest.read(data), train, dev, data=str(data))
+    with trusting(*trust or ()):
+        folder = add_reference(model, Manifest.read(data), train, dev, data=str(data))
     learned = Evidence.load(folder)
     typer.echo(f"windows of {learned.window:.2f} s, correlation within recordings {learned.rho:.2f}")
     typer.echo(f"reference: {folder / 'reference.json'}, {folder / 'evidence.json'}")

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ..cli import app
+from ..cli import Trust, app
 
 # %% ../../../nbs/9_use/07_scores.ipynb #a121185c
 def _recordings(data: Path, split: str | None):
@@ -44,13 +44,14 @@ def score(
     ),
     split: Annotated[str | None, typer.Option(help="Only this split of a manifest.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that load recordings.")] = 0,
+    trust: Trust = None,
 ):
     """Score recordings; llr > 0 speaks for bona fide, < 0 for spoof."""
     from wedefense_nb.models.detector import Detector, load_model
     from wedefense_nb.scores.score_files import write_scores
     from wedefense_nb.training import scoring
 
-    detector = load_model(model)
+    detector = load_model(model, trust or ())
     if not isinstance(detector, Detector):
         raise ValueError(f"{model}: a localizer, which scores frames; use `wedefense-nb localize`")
     manifest = _recordings(data, split)
@@ -348,6 +349,7 @@ def localize(
     threshold: Annotated[float, typer.Option(help="Frames with a lower llr (or score) are called fake.")] = 0.0,
     split: Annotated[str | None, typer.Option(help="Only this split of a manifest.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that load recordings.")] = 0,
+    trust: Trust = None,
 ):
     """Score every frame of recordings, and write down which stretches are fake."""
     import numpy as np
@@ -363,7 +365,7 @@ def localize(
     rttm = rttm or out.with_suffix(".rttm")
     if out.suffix not in (".csv", ".npz") or rttm == out:
         raise ValueError(f"{out}: frame scores are written as .csv or .npz")
-    localizer = load_model(model)
+    localizer = load_model(model, trust or ())
     if not isinstance(localizer, localizers.Localizer):
         raise ValueError(f"{model}: scores whole recordings, it is no localizer; use `wedefense-nb score`")
     manifest = _recordings(data, split)
