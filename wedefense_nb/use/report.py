@@ -446,9 +446,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     facts = [
         ("Length", f"{q.duration:.2f} s"),
         ("Speech", f"{q.speech:.2f} s"),
-        ("Level", f"{q.level:.0f} dB of full scale, peak {q.peak:.0f} dB"),
+        ("Level", f"{q.level:.0f} dB of full scale, peak {q.peak:.0f} dB".replace("-", "\u2212")),
         ("Above the noise", f"{q.snr:.0f} dB"),
-        ("Clipped", f"{q.clipped:.2%} of the samples"),
+        ("Clipped", f"{100 * q.clipped:.2f} % of the samples"),
         ("Bandwidth", f"up to {q.bandwidth / 1000:.1f} kHz"),
         ("File", f"{q.rate:,} Hz, {q.channels} channel{'s' if q.channels != 1 else ''}"),
         ("Coding", q.codec or "not known"),
@@ -456,7 +456,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     facts += [("Trace", trace) for trace in q.traces]
     names = {"embedding": "Distance to training, as the network hears", "sound": "Distance to training, as sound"}
     for name, value in report.judgement.distances.items():
-        facts.append((names.get(name, name), f"{value:.0%} of what is allowed"))
+        facts.append((names.get(name, name), f"{100 * value:.0f} % of what is allowed"))
     facts += [(name.capitalize(), f"LLR {signed(llr)}") for name, llr in report.judgement.channels.items()]
     return facts
 
@@ -486,13 +486,14 @@ _STYLE = """
   :root { --page: #0f1217; --card: #191e26; --ink: #e6e9ee; --soft: #9ba5b4; --line: #2d3541; --realtext: #74b9ec;
     --faketext: #ffa45c; --none: #98a2b1; --head: #ff5c7c; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  overflow-wrap: break-word; }
 main { max-width: 62rem; margin: 0 auto; padding: 1.2rem 1rem 3rem; }
 .up { margin: 0 0 .6rem; }
 a { color: var(--realtext); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.2rem;
   margin-top: 1rem; }
-h1 { font-size: 1.05rem; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
+h1 { font-size: 1.05rem; font-weight: 600; margin: 0; }
 h2 { font-size: 1rem; margin: 0 0 .6rem; }
 p { margin: .35rem 0; }
 .soft, small, figcaption { color: var(--soft); font-size: .875rem; }
@@ -544,6 +545,7 @@ figcaption { margin: .5rem 0 .15rem; padding-left: .4rem; }
   pointer-events: none; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; padding: .35rem .7rem .35rem 0; vertical-align: top; }
+td { overflow-wrap: anywhere; }
 tr > * { border-bottom: 1px solid var(--line); }
 tbody tr:last-child > * { border-bottom: 0; }
 th { font-weight: 500; color: var(--soft); }
@@ -563,7 +565,7 @@ thead button::after { content: " \\2195"; opacity: .4; }
 .tag[data-decision=bonafide] { color: var(--realtext); }
 .tag[data-decision=spoof] { color: var(--faketext); }
 .tag[data-decision="cannot say"] { color: var(--none); }
-.index td:first-child { overflow-wrap: anywhere; min-width: 9rem; }
+.index td:first-child { min-width: 9rem; }
 @media (max-width: 34rem) {
   main { padding: .7rem .6rem 2rem; }
   section { padding: .8rem .9rem; }
@@ -640,6 +642,23 @@ _SCRIPT = """
   }
 
   const audio = one('audio');
+  const pick = one('#pick');
+  if (pick) {
+    pick.addEventListener('change', async () => {
+      const file = pick.files[0];
+      if (!file) { return; }
+      audio.src = URL.createObjectURL(file);
+      audio.hidden = false;
+      const said = one('#picked');
+      said.textContent = '';
+      if (!window.crypto || !crypto.subtle) { return; }
+      const hash = await crypto.subtle.digest('SHA-256', await file.arrayBuffer());
+      const text = Array.from(new Uint8Array(hash), (x) => x.toString(16).padStart(2, '0')).join('');
+      said.textContent = text === data.sha256 ? 'This is the file that was judged.' :
+        'This is another file than the one that was judged.';
+    });
+  }
+
   const line = one('.seek');
   const head = one('.head');
   if (!audio || !line) { return; }
@@ -672,23 +691,6 @@ _SCRIPT = """
     start();
   }));
   ['play', 'seeked', 'timeupdate'].forEach((name) => audio.addEventListener(name, show));
-
-  const pick = one('#pick');
-  if (pick) {
-    pick.addEventListener('change', async () => {
-      const file = pick.files[0];
-      if (!file) { return; }
-      audio.src = URL.createObjectURL(file);
-      audio.hidden = false;
-      const said = one('#picked');
-      said.textContent = '';
-      if (!window.crypto || !crypto.subtle) { return; }
-      const hash = await crypto.subtle.digest('SHA-256', await file.arrayBuffer());
-      const text = Array.from(new Uint8Array(hash), (x) => x.toString(16).padStart(2, '0')).join('');
-      said.textContent = text === data.sha256 ? 'This is the file that was judged.' :
-        'This is another file than the one that was judged.';
-    });
-  }
 })();
 """
 
@@ -859,8 +861,8 @@ stays on your device.</label> <input type="file" id="pick" accept="audio/*,video
 {{ lane(course, "windows") }}</figure>
 {% endif %}
 {% if frames %}
-<figure><figcaption>{{ "LLR" if frames.calibrated else "Score (not calibrated)" }} of each frame of a localizer, and
-below it what it calls fake</figcaption>
+<figure><figcaption>{{ "LLR" if frames.calibrated else "Score (not calibrated)" }} of each frame of a
+localizer, and below it what it calls fake</figcaption>
 {{ lane(frames, "frames") }}
 <svg class="spans" viewBox="0 0 1000 14" preserveAspectRatio="none" aria-hidden="true">
 <rect class="real pale" width="1000" height="14"/>
@@ -980,9 +982,19 @@ _INDEX = """\
 # %% ../../nbs/9_use/02_report.ipynb #rprt0027
 WORDS_OF = {"bonafide": "REAL VOICE (bona fide)", "spoof": "FAKE (spoof)", CANNOT_SAY: "CANNOT BE JUDGED"}
 _UNCERTAIN = "the decision is uncertain"  # of a judgement's caveats, the one that the page keeps up to date itself
+
+
+def _printable(value: Any) -> Any:
+    """What is filled into a template: no text can turn the line around or hide."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value)
+
+
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.DictLoader({"frame": _FRAME, "page": _PAGE, "index": _INDEX}),
     autoescape=True,
+    finalize=_printable,
     trim_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
@@ -997,10 +1009,9 @@ def _fill(name: str, title: str, script: str, live: dict | None = None, **parts)
     """A whole document; the policy in it forbids everything that is not in it."""
     policy = "default-src 'none'; img-src data:; media-src data: blob:; base-uri 'none'; form-action 'none'; "
     policy += f"style-src {_hashed(_STYLE)}; script-src {_hashed(script)}"
-    frame = {"policy": policy, "title": title, "style": Markup(_STYLE), "script": Markup(script)}
-    data = jinja2.utils.htmlsafe_json_dumps(live) if live is not None else ""
-    text = _TEMPLATES.get_template(name).render(**frame, live=data, **parts)
-    return text.encode("utf-8", "replace").decode()
+    frame: dict[str, Any] = {"policy": policy, "title": title, "style": Markup(_STYLE), "script": Markup(script)}
+    frame["live"] = jinja2.utils.htmlsafe_json_dumps(live) if live is not None else ""
+    return _TEMPLATES.get_template(name).render(**frame, **parts)
 
 
 def _base64(content: bytes) -> str:
@@ -1047,7 +1058,7 @@ def render(report: Report, up: str = "") -> str:
     parts |= {"words": WORDS_OF, "signed": signed, "share": share, "cost": _cost, "percent": _percent}
     parts |= {"drawn": drawn, "r": report, "j": j}
     parts["versions"] = ", ".join(f"{name} {number}" for name, number in j.versions.items())
-    content = _base64(report.to_json().encode("utf-8", "replace"))
+    content = _base64(report.to_json().encode())
     title = f"{WORDS_OF[j.decision]}: {j.file}"
     return _fill("page", title, _SCRIPT, report.live(), content=content, **parts)
 
@@ -1172,7 +1183,13 @@ def index_page(entries: Sequence[Entry], title: str = "Recordings") -> str:
     heads += [("Length", "number"), ("Speech", "number"), ("Remarks", "text")]
     heads_right = ("LLR", "Real", "Length", "Speech")
     counts = f"{len(rows)} recordings: {counts}."
-    parts = {"rows": rows, "heads": heads, "counts": counts, "assumed": assumed, "right": heads_right}
+    parts: dict[str, Any] = {
+        "rows": rows,
+        "heads": heads,
+        "counts": counts,
+        "assumed": assumed,
+        "right": heads_right,
+    }
     return _fill("index", clean_name(title), _SORT, **parts)
 
 
