@@ -3747,6 +3747,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'wedefense_nb.use.report._ticks': ('9_use/report.html#_ticks', 'wedefense_nb/use/report.py'),
                                          'wedefense_nb.use.report._wave_path': ( '9_use/report.html#_wave_path',
                                                                                  'wedefense_nb/use/report.py'),
+                                         'wedefense_nb.use.report._without_folders': ( '9_use/report.html#_without_folders',
+                                                                                       'wedefense_nb/use/report.py'),
                                          'wedefense_nb.use.report.clean_name': ( '9_use/report.html#clean_name',
                                                                                  'wedefense_nb/use/report.py'),
                                          'wedefense_nb.use.report.index_page': ( '9_use/report.html#index_page',

@@ -257,6 +257,12 @@ def clean_name(name: Any) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in last)
 
 
+def _without_folders(note: Any) -> Any:
+    """A note, or of an absolute path the name at its end."""
+    absolute = isinstance(note, str) and re.match(r"[/\\~]|[A-Za-z]:[/\\]", note)
+    return clean_name(note) if absolute else note
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything that a page says, without its looks.
@@ -305,7 +311,7 @@ class Report:
         """The judgement as it may be passed on, with when it was made, and the frames of a localizer."""
         content = json.loads(self.judgement.to_json()) | {"made": self.made}
         if self.localization is not None:
-            frames = asdict(self.localization) | {"llr": np.asarray(self.localization.llr).tolist()}
+            frames = asdict(self.localization) | {"llr": np.round(self.localization.llr, 4).tolist()}
             content["localization"] = _jsonable(frames)
         return json.dumps(content, indent=1)
 
@@ -346,7 +352,9 @@ def make_report(judgement: Judgement, path_or_wave=None, localization: Localizat
             raise ValueError(f"{path_or_wave}: not the file that was judged, or changed since; judge it anew")
         drawn = sketch(waves_of(path_or_wave), round(judgement.quality.duration * SAMPLE_RATE))
     sliders = Sliders.around(judgement.p_spoof, judgement.c_miss, judgement.c_fa)
-    own = replace(judgement, file=clean_name(judgement.file))
+    notes = judgement.model.get("reference")
+    model = judgement.model | ({"reference": {k: _without_folders(v) for k, v in notes.items()}} if notes else {})
+    own = replace(judgement, file=clean_name(judgement.file), model=model)
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return Report(own, sliders, drawn, localization, made)
 
@@ -386,7 +394,7 @@ def _course(report: Report) -> dict[str, Any] | None:
     skipped = [(row["start"] * scale, (row["end"] - row["start"]) * scale) for row in rows if not row["counted"]]
     lowest, highest = int(llr.argmin()), int(llr.argmax())
     fake = int((llr < 0).sum())
-    words = f"LLR of {len(rows)} windows: {fake} of them speak for a fake. "
+    words = f"LLR of {len(rows)} windows, {fake} of them below zero. "
     words += f"Lowest {signed(llr[lowest])} at {middle[lowest]:.1f} s, highest {signed(llr[highest])}"
     words += f" at {middle[highest]:.1f} s."
     if len(rows) == 1:
@@ -416,7 +424,9 @@ def _frames(report: Report) -> dict[str, Any] | None:
     spans = [(a * scale, max(1.0, (b - a) * scale)) for a, b in found.stretches]
     places = [{"at": a, "place": f"{a:.2f} to {b:.2f} s"} for a, b in found.stretches]
     total = sum(b - a for a, b in found.stretches)
-    words = f"A localizer calls {total:.2f} s of it fake, in {len(places)} stretches."
+    words = (
+        f"A localizer calls {total:.2f} s of it fake, in {len(places)} stretch{'es' if len(places) > 1 else ''}."
+    )
     if not places:
         words = "A localizer calls no part of it fake."
     drawn = {"area": area, "skipped": [], "limit": limit, "spans": spans}
@@ -465,7 +475,7 @@ def _evidence(judgement: Judgement) -> str:
     often = math.exp(min(abs(judgement.llr), 700.0))
     side = ("real", "fake") if judgement.llr > 0 else ("fake", "real")
     ratio = f"{often:.1f}" if often < 10 else f"{often:,.0f}" if often < 1e6 else "over a million"
-    return f"What was heard is {ratio} times as likely of a {side[0]} voice as of a {side[1]} one."
+    return f"What was heard is {ratio} times as likely from a {side[0]} voice as from a {side[1]} one."
 
 
 def _no_sound(report: Report) -> str:
@@ -516,9 +526,10 @@ text { fill: var(--soft); font-size: 12px; }
 .mark { fill: var(--ink); stroke: var(--card); stroke-width: 2px; }
 .whisker { stroke: var(--ink); stroke-width: 4px; }
 .threshold { stroke: var(--ink); stroke-width: 2px; stroke-dasharray: 4 3; }
-.sliders { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem 1.6rem; }
-.sliders label { display: block; font-size: .9rem; }
-.sliders output { font-weight: 600; float: right; margin-left: .6rem; }
+.sliders { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem 1.6rem;
+  align-items: end; }
+.sliders label { display: flex; justify-content: space-between; gap: .6rem; font-size: .9rem; }
+.sliders output { font-weight: 600; white-space: nowrap; }
 input[type=range] { width: 100%; accent-color: var(--real); height: 1.8rem; margin: 0; }
 button, .button { font: inherit; font-size: .9rem; color: var(--ink); background: var(--page);
   border: 1px solid var(--line); border-radius: 6px; padding: .25rem .8rem; cursor: pointer; }
@@ -620,6 +631,9 @@ _SCRIPT = """
       one('#said-miss').textContent = s.costs_miss[j];
       one('#said-fa').textContent = s.costs_fa[k];
       one('#threshold').textContent = signed(threshold);
+      const likely = data.llr >= s.odds[i];
+      one('#though-real').hidden = real || !likely;
+      one('#though-fake').hidden = !real || likely;
       one('.unsure').hidden = !(data.low !== null && data.low < threshold && threshold < data.high);
       const at = 50 + 50 * Math.max(-1, Math.min(1, threshold / data.scale));
       one('#scale-fake').setAttribute('width', at + '%');
@@ -792,6 +806,10 @@ play</button>
 <p>If <b id="said-prior">{{ percent(j.p_spoof) }}</b> of such recordings were fake, a rejected real voice cost
 <b id="said-miss">{{ cost(j.c_miss) }}</b> and an accepted fake <b id="said-fa">{{ cost(j.c_fa) }}</b>, then it is
 called real from an LLR of <b id="threshold">{{ signed(threshold) }}</b> on (dashed).</p>
+<p id="though-real"{{ "" if not real and likely else " hidden" }}>It is more likely real than fake, and yet called
+fake: the costs ask for it.</p>
+<p id="though-fake"{{ "" if real and not likely else " hidden" }}>It is more likely fake than real, and yet called
+real: the costs ask for it.</p>
 <p class="unsure"{{ "" if unsure else " hidden" }}>The decision is uncertain: the interval contains the
 threshold.</p>
 <h2>Bear in mind</h2>
@@ -1040,6 +1058,7 @@ def render(report: Report, up: str = "") -> str:
         ]
         parts = {"threshold": threshold, "scale": f"{scale:g}", "interval": interval, "inputs": inputs}
         parts |= {"p_real": p_real, "p_fake": p_fake, "evidence": _evidence(j), "strength": in_words(j.llr)}
+        parts |= {"real": j.llr >= threshold, "likely": j.llr >= sliders.odds[i]}
         parts |= {"unsure": interval and j.low < threshold < j.high}
         parts["place"] = lambda value: f"{50 + 50 * max(-1.0, min(1.0, value / scale)):.3f}"
     if drawn is not None:
