@@ -130,7 +130,8 @@ class _Writer:
             self.file = sf.SoundFile(self.buffer, "w", SAMPLE_RATE, 1, format="FLAC", subtype="PCM_16")
         elif 0 < seconds <= MOST_SECONDS:
             self.kind = "audio/mpeg"
-            steady = {"bitrate_mode": "CONSTANT", "compression_level": 0.85}  # 32 kbit/s: places are found exactly
+            # 32 kbit/s, always: places are found exactly
+            steady = {"bitrate_mode": "CONSTANT", "compression_level": 0.85}
             self.file = sf.SoundFile(self.buffer, "w", SAMPLE_RATE, 1, format="MP3", **steady)
 
     def add(self, wave: np.ndarray) -> None:
