@@ -158,7 +158,7 @@ def sketch(pieces: Iterable[np.ndarray], total: int) -> Sketch:
     --------
     >>> wave = np.sin(np.arange(16000) / 5)[None]
     >>> drawn = sketch([wave[:, :7000], wave[:, 7000:]], 16000)
-    >>> drawn.seconds, drawn.spectrum.shape, drawn.high.max() <= 1, drawn.kind
+    >>> drawn.seconds, drawn.spectrum.shape, bool(drawn.high.max() <= 1), drawn.kind
     (1.0, (128, 98), True, 'audio/flac')
     """
     strokes = max(1, min(COLUMNS, total))
