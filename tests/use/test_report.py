@@ -21,11 +21,11 @@ from wedefense_nb.use.report import (
     Entry,
     Sliders,
     clean_name,
+    in_percent,
     index_page,
     make_report,
     page_name,
     report_page,
-    share,
     signed,
     sketch,
     write_index,
@@ -112,7 +112,7 @@ def test_infinite_costs_are_numbers_that_json_knows():
      (0.9949, "99.49 %"), (1.0, "over 99.99 %")],
 )  # fmt: skip
 def test_a_share_is_never_quite_nothing_or_all(p, text):
-    assert share(p) == text
+    assert in_percent(p) == text
 
 
 def test_an_llr_has_a_sign_unless_it_is_zero():
@@ -410,7 +410,7 @@ def test_a_page_in_a_browser(quiet, tone, tmp_path):
     assert 0 < moves < 40 and decide([llr], p, 1.0, 1.0)[0] != BONAFIDE
     assert quiet.find_element("css selector", ".word").text == "FAKE (spoof)"
     assert (
-        _texts(quiet)[4] == share(float(posterior(llr, p)))
+        _texts(quiet)[4] == in_percent(float(posterior(llr, p)))
         and prior.get_attribute("aria-valuetext") == f"{100 * p:g} %"
     )
     assert quiet.find_element("css selector", ".unsure").is_displayed()
