@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHORTEST', 'FORMATS', 'SUFFIXES', 'fourier_matrix', 'recurrent', 'rewritten', 'Deployable', 'deployable', 'program',
-           'to_torchscript', 'to_pt2', 'to_onnx', 'write', 'export_model', 'Deployed', 'parity']
+           'to_torchscript', 'to_pt2', 'to_onnx', 'write', 'export_model', 'Deployed', 'parity', 'quantise',
+           'quantisation_cost', 'Stream']
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0004
 import builtins
@@ -273,6 +274,9 @@ class _Rewriting(TorchFunctionMode):
                 return (x,)  # portions are for a cache
         if function is Tensor.cpu:
             return args[0]
+        if function in (torch.max_pool1d, torch.max_pool2d):  # whether to round up: no question at this length
+            args = tuple(bool(x) if isinstance(x, torch.SymBool) else x for x in args)
+            kwargs = {k: bool(x) if isinstance(x, torch.SymBool) else x for k, x in kwargs.items()}
         if self.real and function is torch.fft.rfft:
             n = kwargs["n"]
             return _Complex(*(args[0] @ fourier_matrix(n, args[0].shape[-1])).split(n // 2 + 1, -1))
@@ -560,9 +564,9 @@ SUFFIXES = {".pt": "torchscript", ".ts": "torchscript", ".pt2": "pt2", ".onnx": 
 
 
 @FORMATS.register("torchscript")
-def to_torchscript(part: Deployable, about: dict[str, str], path: Path) -> None:
-    """Write TorchScript; the metadata are its extra files."""
-    module = program(part).module(check_guards=False)
+def to_torchscript(made: torch.export.ExportedProgram, about: dict[str, str], path: Path) -> None:
+    """Write a `program` as TorchScript; the metadata are its extra files."""
+    module = made.module(check_guards=False)
     graph = copy.deepcopy(module.graph)
     graph.set_codegen(torch.fx.graph.CodeGen())
     for node in graph.nodes:
@@ -575,10 +579,10 @@ def to_torchscript(part: Deployable, about: dict[str, str], path: Path) -> None:
 
 
 @FORMATS.register("pt2")
-def to_pt2(part: Deployable, about: dict[str, str], path: Path) -> None:
-    """Write what `torch.export.load` reads; the metadata are its extra files."""
+def to_pt2(made: torch.export.ExportedProgram, about: dict[str, str], path: Path) -> None:
+    """Write a `program` as `torch.export.load` reads it; the metadata are one extra file."""
     with _quiet():
-        torch.export.save(program(part), path, extra_files={_METADATA: json.dumps(about)})
+        torch.export.save(made, path, extra_files={_METADATA: json.dumps(about)})
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0030
 def _onnx_recurrent(kind: str, order: tuple[int, ...], **options) -> Callable:
@@ -602,8 +606,8 @@ def _onnx_recurrent(kind: str, order: tuple[int, ...], **options) -> Callable:
 
 
 @FORMATS.register("onnx")
-def to_onnx(part: Deployable, about: dict[str, str], path: Path) -> None:
-    """Write ONNX, opset 18; the metadata are its `metadata_props`. ImportError without the extra `export`."""
+def to_onnx(made: torch.export.ExportedProgram, about: dict[str, str], path: Path) -> None:
+    """Write a real `program` as ONNX, opset 18; the metadata are its `metadata_props`. ImportError without onnx."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -614,20 +618,20 @@ def to_onnx(part: Deployable, about: dict[str, str], path: Path) -> None:
         ours.gru.default: _onnx_recurrent("GRU", (1, 0, 2), linear_before_reset=1),
     }
     with _quiet():
-        made = torch.onnx.export(
-            program(part, real=True),
+        written = torch.onnx.export(
+            made,
             dynamo=True,
             opset_version=18,
             custom_translation_table=table,
             input_names=["wave", "lengths"],
-            output_names=list(part.outputs),
+            output_names=about["outputs"].split(),
             verbose=False,
         )
-        made.model.metadata_props.update(about)
-        made.save(path, external_data=False)
+        written.model.metadata_props.update(about)
+        written.save(path, external_data=False)
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0031
-def write(part: Deployable, about: dict[str, str], path, to: str | None = None) -> Path:
+def write(part: Deployable, about: dict[str, str], path, to: str | None = None, made=None) -> Path:
     """Write a model in one of `FORMATS`, whole or not at all.
 
     Parameters
@@ -637,6 +641,8 @@ def write(part: Deployable, about: dict[str, str], path, to: str | None = None) 
     path : path
     to : str, optional
         The format; by default the one of the file's suffix (`SUFFIXES`).
+    made : ExportedProgram, optional
+        The model's `program`, if it is there already: a real one for ONNX.
 
     Raises
     ------
@@ -644,12 +650,15 @@ def write(part: Deployable, about: dict[str, str], path, to: str | None = None) 
         A ValueError for a format that there is not.
     """
     path = Path(path)
-    write_format = FORMATS[to or SUFFIXES.get(path.suffix, path.suffix)]
+    to = to or SUFFIXES.get(path.suffix, path.suffix)
+    write_format = FORMATS[to]
+    if made is None:
+        made = program(part, real=to == "onnx")
     about = about | {"outputs": " ".join(part.outputs)}
     with tempfile.TemporaryDirectory() as folder, atomic(path) as partial:
-        made = Path(folder) / f"model{path.suffix}"
-        write_format(part, about, made)
-        partial.write_bytes(made.read_bytes())
+        file = Path(folder) / f"model{path.suffix}"
+        write_format(made, about, file)
+        partial.write_bytes(file.read_bytes())
     return path
 
 
@@ -772,12 +781,15 @@ def parity(part: Deployable, formats: tuple[str, ...] = ("torchscript", "pt2", "
     with torch.no_grad():
         wanted = [part(torch.from_numpy(wave), torch.from_numpy(sizes))[0].numpy() for wave, sizes in waves]
     rows = []
+    programs: dict[bool, Any] = {}
     for name in formats:
+        real = name == "onnx"
         suffix = next(suffix for suffix, kind in SUFFIXES.items() if kind == name)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"model{suffix}"
             try:
-                write(part, {"shortest_input": str(SHORTEST)}, path)
+                programs[real] = programs.get(real) or program(part, real)
+                write(part, {"shortest_input": str(SHORTEST)}, path, made=programs[real])
                 found = [Deployed(path)(*batch)[part.outputs[0]] for batch in waves]
             except Exception as error:  # whatever an exporter may raise is what the row says
                 rows.append([name, math.nan, 0, f"{type(error).__name__}: {_first_line(error)}"])
@@ -792,3 +804,136 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "No ONNX function" in line or "guard" in line or "Could not" in line]
     return (telling or lines or [""])[0][:110]
+
+# %% ../../nbs/9_use/03_export.ipynb #expo0039
+def quantise(path, out) -> Path:
+    """An ONNX file whose learned matrix products and LSTMs have weights of 8 bits.
+
+    Parameters
+    ----------
+    path, out : path
+        What `write` wrote, and where the smaller file goes.
+
+    Raises
+    ------
+    ImportError
+        Without the extra `export`.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(str(path)).graph
+    learned = {tensor.name for tensor in graph.initializer if tensor.name.startswith("model.")}
+    kinds = ["MatMul", "Gemm", "LSTM"]
+    fixed = [
+        node.name
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm") and not learned.intersection(node.input)
+    ]
+    with _quiet(), atomic(Path(out)) as partial:
+        quantize_dynamic(
+            str(path), str(partial), op_types_to_quantize=kinds, nodes_to_exclude=fixed, weight_type=QuantType.QInt8
+        )
+    return Path(out)
+
+
+def quantisation_cost(exact, small, manifest: Manifest) -> pd.DataFrame:
+    """What an exported detector loses in another form: size, EER, and how far its scores move.
+
+    Parameters
+    ----------
+    exact, small : path
+        Two exported files of one model.
+    manifest : Manifest
+        Recordings of both classes.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a file: `kilobytes`, `eer` (a fraction), `moved` (largest difference of scores from the first).
+    """
+    waves = [load(path)[0] for path in manifest.paths()]
+    labels = label_ids(manifest.utterances.label)
+    rows: list[list[Any]] = []
+    first = None
+    for path in (exact, small):
+        model = Deployed(path)
+        scores = np.array([float(model(wave[None])["score"][0]) for wave in waves])
+        first = scores if first is None else first
+        rows.append([Path(path).stat().st_size / 1000, eer(scores, labels), float(np.abs(scores - first).max())])
+    return pd.DataFrame(rows, columns=["kilobytes", "eer", "moved"], index=["exact", "small"])
+
+# %% ../../nbs/9_use/03_export.ipynb #expo0043
+@dataclass
+class Stream:
+    """Judges a recording while it arrives, in constant memory.
+
+    Parameters
+    ----------
+    model : Deployed
+        A detector, calibrated.
+    total : int, optional
+        Samples of the recording, if they are known: then windows lie as `plan_windows` has them, and the answer is
+        that of `Deployed.detect`. Otherwise only the last window lies elsewhere.
+
+    Attributes
+    ----------
+    latency : float
+        Seconds after which a sound is part of an answer, once there has been one.
+    windows : list of (start, end, LLR)
+        In seconds; of each window as if it were all.
+    """
+
+    model: Deployed
+    total: int | None = None
+    windows: list[tuple[float, float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.size = self.model.window
+        self.plan = None if self.total is None else plan_windows(self.total, self.size)
+        self._held = np.zeros(0, np.float32)
+        self._first = 0  # where what is held begins
+        self._sum = 0.0
+
+    @property
+    def latency(self) -> float:
+        return self.size / 2 / SAMPLE_RATE
+
+    @property
+    def heard(self) -> int:
+        """Samples so far."""
+        return self._first + len(self._held)
+
+    def _next(self) -> tuple[int, int] | None:
+        """First and last sample of the next window; None where there is none."""
+        i = len(self.windows)
+        if self.plan is None:
+            return i * (self.size // 2), i * (self.size // 2) + self.size
+        return self.plan[i] if i < len(self.plan) else None
+
+    def push(self, samples) -> list[tuple[float, float, float]]:
+        """Hear some more samples (T,) at 16 kHz; gives the windows that they complete."""
+        self._held = np.concatenate([self._held, np.asarray(samples, np.float32)])
+        before = len(self.windows)
+        while (window := self._next()) is not None and window[1] <= self.heard:
+            self._judge(*window)
+        return self.windows[before:]
+
+    def _judge(self, first: int, last: int) -> None:
+        part = self._held[first - self._first : last - self._first]
+        score = float(self.model(part[None])["score"][0])
+        self._sum += score
+        llr = self.model.llr(score, last - first)
+        self.windows.append((first / SAMPLE_RATE, last / SAMPLE_RATE, llr))
+        keep = max(self._first, min(self.heard, first + 1))  # the next begins later than this one
+        self._held = self._held[keep - self._first :]
+        self._first = keep
+
+    def finish(self) -> float:
+        """LLR of all that was heard; ValueError for nothing, or for another length than was announced."""
+        if self.heard == 0 or self.total not in (None, self.heard):
+            raise ValueError(f"heard {self.heard} samples, announced were {self.total or 'some'}")
+        end = round(self.windows[-1][1] * SAMPLE_RATE) if self.windows else 0
+        if end < self.heard:
+            self._judge(max(0, self.heard - self.size), self.heard)
+        return self.model.llr(self._sum / len(self.windows), self.heard)
