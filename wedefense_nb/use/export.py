@@ -254,6 +254,9 @@ _RULES: dict[Any, Callable] = {  # how a bound on lengths becomes one on what is
 }
 
 
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+
+
 class _Rewriting(TorchFunctionMode):
     """While it is active, tensors answer questions about their values without looking at them."""
 
@@ -284,8 +287,8 @@ class _Rewriting(TorchFunctionMode):
             return args[0] @ _inverse_matrix(kwargs["n"])
         if self.real and function is Tensor.unfold:
             return _unfold(*args)
-        if self.real and function is Tensor.square:  # ONNX Runtime takes a power near a mean for a layer norm
-            return args[0] * args[0]
+        if self.real and function in _PRODUCTS and args[1].ndim == 1 < args[0].ndim:
+            return (args[0] @ args[1][:, None])[..., 0]  # ONNX Runtime fuses transpositions into vectors, wrongly
         result = function(*args, **kwargs)
         if function in _RULES:
             sizes = [getattr(x, "longest", None) if isinstance(x, Tensor) else x for x in args]
