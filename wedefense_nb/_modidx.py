@@ -3699,6 +3699,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'wedefense_nb/use/demo.py'),
                                        'wedefense_nb.use.demo._OneFile.part_end': ( '9_use/demo.html#_onefile.part_end',
                                                                                     'wedefense_nb/use/demo.py'),
+                                       'wedefense_nb.use.demo._in_a_loop': ('9_use/demo.html#_in_a_loop', 'wedefense_nb/use/demo.py'),
                                        'wedefense_nb.use.demo._listen': ('9_use/demo.html#_listen', 'wedefense_nb/use/demo.py'),
                                        'wedefense_nb.use.demo._of_example': ('9_use/demo.html#_of_example', 'wedefense_nb/use/demo.py'),
                                        'wedefense_nb.use.demo._of_upload': ('9_use/demo.html#_of_upload', 'wedefense_nb/use/demo.py'),

@@ -221,7 +221,7 @@ class Worker:
 
     Examples
     --------
-    >>> worker = Worker(partial(getattr, math, "sqrt"), seconds=60.0)
+    >>> worker = Worker(partial(partial, math.sqrt), seconds=60.0)
     >>> worker.ask(9.0)
     3.0
     >>> worker.close()
@@ -730,11 +730,6 @@ class Server:
     """
 
     def __init__(self, model, localizer=None, limits: Limits | None = None, host="127.0.0.1", port: int = 7860):
-        try:
-            import gradio  # noqa: F401
-            import uvicorn
-        except ImportError as error:
-            raise ImportError(f"the page needs Gradio: pip install 'wedefense_nb[demo]' ({error})") from None
         self.limits = limits or Limits()
         self.line = Line(self.limits.clients)
         self.answers = Answers(2 * self.limits.clients)
@@ -742,16 +737,22 @@ class Server:
         self._socket = None
         self._folder = Path(tempfile.mkdtemp(prefix="wedefense-nb-"))
         try:
+            import gradio  # noqa: F401
+            import uvicorn
+
             self.worker.wait()
             self._socket = _listen(host, port)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, ImportError):
+                why = f"the page needs Gradio: pip install 'wedefense_nb[demo]' ({error})"
+                raise ImportError(why) from None
             raise
         self.uploads = Uploads(self._folder / "uploads", 2 * self.limits.clients)
         self.shown = examples()
         port = self._socket.getsockname()[1]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-        app = self._program(f"Model: {Path(model).resolve().name}.")
+        app = _in_a_loop(self._program, f"Model: {Path(model).resolve().name}.")
         hosts = _LOOPBACK if host in _LOOPBACK else set()
         config = uvicorn.Config(
             Door(app, self.uploads, hosts),
@@ -885,10 +886,24 @@ class Server:
         return app
 
 
+def _in_a_loop(function: Callable, *arguments) -> Any:
+    """Call a function where an event loop runs: without one, Gradio would make several and never close them."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    async def call():
+        return function(*arguments)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(call())).result()
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        if not 0 <= port < 2**16:
+            raise OverflowError("a port lies between 0 and 65535")
         return socket.create_server((host, port), family=family, backlog=256)
     except (OSError, OverflowError) as error:
         raise OSError(f"cannot listen on {host}, port {port} ({error}): choose another --port or --host") from None
@@ -959,8 +974,6 @@ class _OneFile:
 
     def header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
-        if len(self._value) > 4000:
-            raise Refused("The name of this file is too long.")
 
     def header_end(self) -> None:
         from python_multipart.multipart import parse_options_header
