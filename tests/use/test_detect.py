@@ -22,6 +22,13 @@ def folder(few, tmp_path_factory):
     return add_reference(place, few)
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Pages are written into the folder where the command is called."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
 @pytest.fixture
 def chord(tmp_path):
     t = np.arange(32_000) / 16_000
