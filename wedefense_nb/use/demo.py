@@ -531,7 +531,10 @@ _STYLE = """
 #problem, #frame, #problem .html-container, #frame .html-container {padding: 0 !important}
 #problem .told {border-left: 4px solid #c2410c; background: var(--block-background-fill); padding: .7em 1em;
   border-radius: 6px; font-size: 1rem; overflow-wrap: anywhere}
-#frame iframe {width: 100%; height: min(1500px, 86vh); min-height: 520px; border: 1px solid var(--border-color-primary);
+#problem {min-height: 46px}
+#problem .meta-text, #problem .meta-text-center {display: none}
+body:has(#frame iframe) #intro p {display: none}
+#frame iframe {display: block; width: 100%; height: 86vh; border: 1px solid var(--border-color-primary);
   border-radius: 10px; background: var(--body-background-fill)}
 #words {white-space: pre-wrap; overflow-wrap: anywhere}
 footer {display: none !important}
@@ -545,21 +548,33 @@ _FETCH = """async (word) => {
   const frame = document.createElement('iframe');
   frame.title = 'The judgement';
   frame.setAttribute('sandbox', 'allow-scripts allow-downloads');
-  frame.srcdoc = page;
+  // the frame cannot be measured from here: a line before its own policy lets it tell how high it is
+  const tell = `<script>addEventListener('DOMContentLoaded', () => new ResizeObserver(() =>
+    parent.postMessage(document.body.getBoundingClientRect().height, '*')).observe(document.body))</` + `script>`;
+  frame.srcdoc = page.replace('<head>', () => '<head>' + tell);
+  window.addEventListener('message', (event) => {
+    const high = Number(event.data);
+    if (event.source === frame.contentWindow && high > 0) frame.style.height = Math.min(high + 40, 20000) + 'px';
+  });
+  place.page = page;
   place.replaceChildren(frame);
   window.scrollTo({top: 0});
   return '';
 }"""
 _DOWNLOAD = """() => {
-  const frame = document.querySelector('#frame iframe');
-  if (!frame) return;
+  const page = document.querySelector('#frame .place').page;
+  if (!page) return;
   const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([frame.srcdoc], {type: 'text/html'}));
+  link.href = URL.createObjectURL(new Blob([page], {type: 'text/html'}));
   link.download = 'judgement.html';
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }"""
-_FORGET = "() => { document.querySelector('#frame .place').replaceChildren(); }"
+_FORGET = """() => {
+  const place = document.querySelector('#frame .place');
+  place.replaceChildren();
+  place.page = '';
+}"""
 
 
 def examples() -> dict[str, Path]:
@@ -650,8 +665,8 @@ def build_page(ask: Callable, limits: Limits, about: str = "", shown: dict[str, 
                     c_fa = gr.Slider(1, 100, 1, step=1, label="Cost of calling a fake real", elem_id="fa")
         with gr.Column(visible=False, elem_id="result") as result:
             with gr.Row():
-                again = gr.Button("Another recording", variant="primary", elem_id="again")
-                download = gr.Button("Download this page", elem_id="download")
+                again = gr.Button("Ask again", variant="primary", min_width=140, elem_id="again")
+                download = gr.Button("Download", min_width=140, elem_id="download")
             gr.HTML('<div class="place"></div>', elem_id="frame")
             with gr.Accordion("The same in five lines", open=False):
                 words = gr.Textbox(show_label=False, lines=5, buttons=["copy"], interactive=False, elem_id="words")
