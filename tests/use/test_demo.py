@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -141,6 +142,9 @@ def test_uploads_are_found_by_their_own_path_only(tmp_path):
     assert uploads.find(str(path)) == path and path.parent.parent == uploads.folder
     other = uploads.room("b.wav")
     other.symlink_to(tmp_path / "secret")
+    elsewhere = tmp_path / ("0" * 32) / "a.wav"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(b"x")
     room = str(path.parent)
     for text in (
         str(tmp_path / "secret"),
@@ -150,6 +154,7 @@ def test_uploads_are_found_by_their_own_path_only(tmp_path):
         room,
         f"{uploads.folder}/{path.parent.name}/nothing.wav",
         str(other),
+        str(elsewhere),
         "",
         "a\x00b",
         "http://127.0.0.1/a.wav",
@@ -433,7 +438,7 @@ def upload(browser, path) -> None:
 
 
 def test_a_visit_in_a_browser(server, browser, voice, tmp_path):
-    """Upload, verdict, another prior, a broken file, a large one, an example: without a request to anybody else."""
+    """Upload, verdict, another prior, a broken file, a large one, an example: and nobody else is asked."""
     browser.get("about:blank")
     browser.get_log("browser"), browser.get_log("performance")
     browser.get(server.address)
@@ -478,13 +483,13 @@ def test_a_visit_in_a_browser(server, browser, voice, tmp_path):
     assert refused == []
 
 
-def test_a_recording_of_its_own_length_is_heard(server, tmp_path):
-    """What a page of 390 px sends is what the microphone gave: here a file of 16 kHz with noise."""
+def test_what_was_heard_is_told(server, tmp_path):
+    """What is not speech may be sent as well; it is measured, and the page says what was heard."""
     sf.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).normal(size=16_000), 16_000)
     assert "Heard: 1.0 s" in visit(server.address, tmp_path / "a.wav").words
 
 
 def test_without_gradio_it_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match=r"wedefense_nb\[demo\]"):
         Server(folder, port=0)

@@ -6,7 +6,6 @@ import subprocess
 
 import pytest
 import requests
-import torch
 
 from tests.use.shell import PROGRAM, environment, quick
 from wedefense_nb.models.detector import build, save_model
@@ -41,7 +40,6 @@ def test_only_addresses_of_this_computer_need_no_warning():
 
 def test_it_serves_until_it_is_interrupted(tmp_path):
     folder = save_model(build("bands"), tmp_path / "model")
-    torch.manual_seed(0)
     (tmp_path / "tmp").mkdir()
     words = [PROGRAM, "serve", "--model", str(folder), "--port", "0"]
     env = environment() | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"}

@@ -636,7 +636,11 @@ def build_page(ask: Callable, limits: Limits, about: str = "", shown: dict[str, 
         with gr.Column(visible=True, elem_id="form") as form:
             with gr.Tabs():
                 with gr.Tab("A file"):
-                    file = gr.File(label=f"WAV, MP3, M4A, Opus, …, at most {limits.megabytes:g} MB", height=160, elem_id="file")
+                    file = gr.File(
+                        label=f"WAV, MP3, M4A, Opus, …, at most {limits.megabytes:g} MB",
+                        height=160,
+                        elem_id="file",
+                    )
                     ask_file = gr.Button("Judge this file", variant="primary", elem_id="judge")
                 with gr.Tab("Record"):
                     recording = gr.Audio(
@@ -661,7 +665,9 @@ def build_page(ask: Callable, limits: Limits, about: str = "", shown: dict[str, 
                     elem_id="prior",
                 )
                 with gr.Row():
-                    c_miss = gr.Slider(1, 100, 1, step=1, label="Cost of calling a real voice fake", elem_id="miss")
+                    c_miss = gr.Slider(
+                        1, 100, 1, step=1, label="Cost of calling a real voice fake", elem_id="miss"
+                    )
                     c_fa = gr.Slider(1, 100, 1, step=1, label="Cost of calling a fake real", elem_id="fa")
         with gr.Column(visible=False, elem_id="result") as result:
             with gr.Row():
@@ -781,7 +787,7 @@ class Server:
         self._ended = threading.Event()
 
     def ask(self, path, example, p_spoof, c_miss, c_fa) -> tuple[str, str]:
-        """Judge an upload or an example: words, and the word that fetches the page. Afterwards the upload is gone."""
+        """Judge an upload, which is gone afterwards, or an example: words, and the word that fetches the page."""
         upload = None
         try:
             if example is not None:

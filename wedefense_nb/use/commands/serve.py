@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from ..cli import app
-from .detect import NO_MODEL
 
 # %% ../../../nbs/9_use/10_serve.ipynb #srve0007
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -31,6 +30,12 @@ def reach(host: str) -> str:
     return "" if host in LOOPBACK else WARNING
 
 # %% ../../../nbs/9_use/10_serve.ipynb #srve0009
+_NO_MODEL = """serve needs a model: --model FOLDER. None comes with the program, because a toy would mislead visitors.
+  your own   wedefense-nb run detection -p data=MY_CORPUS -o runs/mine     then  --model runs/mine/model
+  corpora    wedefense-nb corpora detection   lists what a model can be trained on
+  to try     wedefense-nb demo                trains on the embedded corpus: for learning only"""
+
+
 @app.command(epilog="Example: `wedefense-nb serve --model runs/mine/model --port 8080`")
 def serve(
     model: Annotated[Path | None, typer.Option(help="Model folder of a detector.")] = None,
@@ -43,7 +48,7 @@ def serve(
 ):
     """Judge recordings in a browser: a page to upload or record. Nothing is kept."""
     if model is None:
-        raise ValueError(NO_MODEL.replace("detect needs", "serve needs", 1))
+        raise ValueError(_NO_MODEL)
     from wedefense_nb.use.demo import Limits, Server
 
     server = Server(model, localizer, Limits(max_mb, max_minutes, clients), host, port)
