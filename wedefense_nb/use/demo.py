@@ -986,7 +986,7 @@ class _OneFile:
         self._field = b""
         self._value = b""
 
-    def callbacks(self) -> dict:
+    def callbacks(self) -> Any:
         names = ("header_field", "header_value", "header_end", "part_data", "part_end")
         return {f"on_{name}": getattr(self, name) for name in names}
 

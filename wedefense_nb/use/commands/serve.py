@@ -30,7 +30,7 @@ def reach(host: str) -> str:
     return "" if host in LOOPBACK else WARNING
 
 # %% ../../../nbs/9_use/10_serve.ipynb #srve0009
-_NO_MODEL = """serve needs a model: --model FOLDER. None comes with the program, because a toy would mislead visitors.
+_NO_MODEL = """serve needs a model: --model FOLDER. None comes with the program, because a toy would mislead you.
   your own   wedefense-nb run detection -p data=MY_CORPUS -o runs/mine     then  --model runs/mine/model
   corpora    wedefense-nb corpora detection   lists what a model can be trained on
   to try     wedefense-nb demo                trains on the embedded corpus: for learning only"""
