@@ -76,7 +76,7 @@ def divisions(side: np.ndarray, n: int, seed: int = 0) -> tuple[int, Iterator[np
 
     >>> count, drawn = divisions(np.array([False, False, True]), 99)
     >>> count, [one.tolist() for one in drawn]
-    (3, [[False, False, True], [False, True, False], [True, False, False]])
+    (3, [[False, False, True], [True, False, False], [False, True, False]])
     """
     units, chosen = len(side), int(side.sum())
     count = math.comb(units, chosen)

@@ -167,10 +167,12 @@ def _embed_waves(model, waves: list[np.ndarray], device) -> tuple[np.ndarray, np
 def _beginning(path, meter: Meter, longest: float) -> np.ndarray:
     """The mean of a file's channels (T,), which a meter has heard, up to so many seconds."""
     parts = []
+    left = round(longest * SAMPLE_RATE)
     for waves in waves_of(path, meter=meter):
-        parts.append(waves.mean(axis=0)[: round(longest * SAMPLE_RATE) - sum(len(part) for part in parts)])
+        parts.append(waves.mean(axis=0)[:left])
+        left -= len(parts[-1])
         meter.add(parts[-1])
-        if meter.duration >= longest:
+        if left == 0:
             break
     return np.concatenate(parts)
 
