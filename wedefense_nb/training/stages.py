@@ -317,7 +317,7 @@ def fit_stages(
         rate_shares(model, stage.rates, stage.layer_decay)
         for part in stage.learn or []:
             part_names(model, part)
-    tables = []
+    tables: list[pd.DataFrame] = []
     for number, stage in enumerate(stages, 1):
         if stage.learn is not None:
             thaw(model, stage.learn)
