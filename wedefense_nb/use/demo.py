@@ -181,7 +181,7 @@ class Uploads:
                     shutil.rmtree(place, ignore_errors=True)
 
 # %% ../../nbs/9_use/04_demo.ipynb #demo0019
-START = 120.0  # seconds that a worker may need until it is ready
+START = 300.0  # seconds that a worker may need until it is ready
 
 
 def _work(pipe, make: Callable) -> None:
@@ -594,7 +594,7 @@ def examples() -> dict[str, Path]:
     return {name: paths[rows.utt.iloc[0]] for name, rows in chosen.items() if len(rows)}
 
 
-def build_page(ask: Callable, limits: Limits, about: str = "", shown: dict[str, Path] | None = None):
+def build_page(ask: Callable, limits: Limits, about: str = "", shown: dict[str, Path] | None = None) -> Any:
     """The form and the place for the answer.
 
     Parameters
