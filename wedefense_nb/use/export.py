@@ -498,6 +498,7 @@ def _quiet() -> Iterator[None]:
 _GUESSES = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range")
 
 
+@_quiet()
 def program(part: Deployable, real: bool = False, seconds: float = 1.6) -> torch.export.ExportedProgram:
     """The graph of a model for batches of any size and length.
 
@@ -569,6 +570,7 @@ SUFFIXES = {".pt": "torchscript", ".ts": "torchscript", ".pt2": "pt2", ".onnx": 
 
 
 @FORMATS.register("torchscript")
+@_quiet()
 def to_torchscript(made: torch.export.ExportedProgram, about: dict[str, str], path: Path) -> None:
     """Write a `program` as TorchScript; the metadata are its extra files."""
     module = made.module(check_guards=False)
@@ -660,7 +662,7 @@ def write(part: Deployable, about: dict[str, str], path, to: str | None = None, 
     if made is None:
         made = program(part, real=to == "onnx")
     about = about | {"outputs": " ".join(part.outputs)}
-    with tempfile.TemporaryDirectory() as folder, atomic(path) as partial:
+    with _quiet(), tempfile.TemporaryDirectory() as folder, atomic(path) as partial:
         file = Path(folder) / f"model{path.suffix}"
         write_format(made, about, file)
         partial.write_bytes(file.read_bytes())
