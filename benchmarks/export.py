@@ -1,4 +1,4 @@
-"""Parity and time of exported models: `python benchmarks/export.py lcnn_lstm resnet18 ...`, all registered by default."""
+"""Parity and time of exported models: `python benchmarks/export.py lcnn_lstm resnet18 ...`."""
 
 import argparse
 import tempfile

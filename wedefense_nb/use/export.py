@@ -43,7 +43,7 @@ from ..models.detector import Detector, load_model, weights_print
 from ..registry import Registry
 from ..scores.calibration import AffineCalibration, load_calibration
 from ..task import LABELS, label_ids
-from .predict import Evidence, plan_windows
+from .predict import Evidence, effective_number, plan_windows
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0007
 def fourier_matrix(n_fft: int, size: int) -> Tensor:
@@ -620,7 +620,7 @@ def _onnx_recurrent(kind: str, order: tuple[int, ...], **options) -> Callable:
 
 @FORMATS.register("onnx")
 def to_onnx(made: torch.export.ExportedProgram, about: dict[str, str], path: Path) -> None:
-    """Write a real `program` as ONNX, opset 18; the metadata are its `metadata_props`. Needs the extra `export`."""
+    """Write a real `program` as ONNX, opset 18; the metadata are its properties."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
