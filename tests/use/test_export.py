@@ -56,7 +56,9 @@ def files(folder):
     part, about = deployable(folder)
     made = program(part)
     paths = [write(part, about, folder / name, made=made) for name in ("model.pt", "model.pt2")]
-    return dict(zip(("torchscript", "pt2", "onnx"), [*paths, export_model(folder, folder / "model.onnx")], strict=True))
+    return dict(
+        zip(("torchscript", "pt2", "onnx"), [*paths, export_model(folder, folder / "model.onnx")], strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +219,12 @@ def test_what_is_no_such_file_or_wave_is_refused(tmp_path, files):
     with pytest.raises(ValueError, match="no metadata of ours"):
         Deployed(tmp_path / "other.pt")
     model = Deployed(files["torchscript"])
-    for wave, lengths in ((noise(9000), None), (noise(1, 0), None), (noise(1, 9000), [9001]), (noise(1, 9000), [0])):
+    for wave, lengths in (
+        (noise(9000), None),
+        (noise(1, 0), None),
+        (noise(1, 9000), [9001]),
+        (noise(1, 9000), [0]),
+    ):
         with pytest.raises(ValueError, match="need"):
             model(wave, lengths)
 
@@ -312,7 +319,11 @@ def test_a_program_refuses_other_rates_files_and_models(programs, files, tmp_pat
     sf.write(tmp_path / "eight.wav", noise(8000), 8000)
     (tmp_path / "letter.wav").write_text("Dear Sir or Madam, this is no recording")
     (tmp_path / "cut.wav").write_bytes(b"RIFF\x10\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01")
-    for sound, said in (("eight", "has 8000 Hz, need 16000"), ("letter", "no WAV file"), ("cut", "ends too early")):
+    for sound, said in (
+        ("eight", "has 8000 Hz, need 16000"),
+        ("letter", "no WAV file"),
+        ("cut", "ends too early"),
+    ):
         words = [programs / "llr_torch", files["torchscript"], tmp_path / f"{sound}.wav"]
         done = subprocess.run(words, capture_output=True, text=True)
         assert done.returncode == 1 and said in done.stderr and done.stdout == ""

@@ -47,7 +47,7 @@ from .predict import Evidence, effective_number, plan_windows
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0007
 def fourier_matrix(n_fft: int, size: int) -> Tensor:
-    """``frames @ fourier_matrix(n_fft, size)`` are the real parts of ``torch.fft.rfft(frames, n_fft)``, then the imaginary.
+    """``frames @ fourier_matrix(n_fft, size)`` are real, then imaginary parts of `torch.fft.rfft`.
 
     Parameters
     ----------
@@ -100,7 +100,9 @@ class _Complex:
 @contextlib.contextmanager
 def _split_buffers(model: nn.Module) -> Iterator[None]:
     """While it is active, the complex buffers of a model are pairs of real ones."""
-    places = [(m, name) for m in model.modules() for name, x in m._buffers.items() if x is not None and x.is_complex()]
+    places = [
+        (m, name) for m in model.modules() for name, x in m._buffers.items() if x is not None and x.is_complex()
+    ]
     before = [module._buffers.pop(name) for module, name in places]
     for (module, name), x in zip(places, before, strict=True):
         module.__dict__[name] = _Complex(x.real.clone(), x.imag.clone())
@@ -361,7 +363,9 @@ def rewritten(real: bool = False) -> Iterator[None]:
                 setattr(owner, name, old)
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0020
-SHORTEST = 8000  # samples that a batch is padded to at least: networks need some length, and padding changes nothing
+SHORTEST = (
+    8000  # samples that a batch is padded to at least: networks need some length, and padding changes nothing
+)
 
 
 class Deployable(nn.Module):
@@ -461,7 +465,9 @@ def deployable(folder, raw: bool = False) -> tuple[Deployable, dict[str, str]]:
     frames = line if local and isinstance(line, AffineCalibration) else None
     part = Deployable(model, evidence, frames).eval()
     if not (part.calibrated or raw):
-        raise ValueError(f"{folder}: not calibrated, so its scores are no LLRs: calibrate it, or ask for raw scores")
+        raise ValueError(
+            f"{folder}: not calibrated, so its scores are no LLRs: calibrate it, or ask for raw scores"
+        )
     card = folder / "card.md"
     about: dict[str, Any] = {
         "name": model.config["name"],
@@ -498,6 +504,7 @@ def _quiet() -> Iterator[None]:
 _GUESSES = ("_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range")
 
 
+@_quiet()
 def program(part: Deployable, real: bool = False, seconds: float = 1.6) -> torch.export.ExportedProgram:
     """The graph of a model for batches of any size and length.
 
@@ -569,6 +576,7 @@ SUFFIXES = {".pt": "torchscript", ".ts": "torchscript", ".pt2": "pt2", ".onnx": 
 
 
 @FORMATS.register("torchscript")
+@_quiet()
 def to_torchscript(made: torch.export.ExportedProgram, about: dict[str, str], path: Path) -> None:
     """Write a `program` as TorchScript; the metadata are its extra files."""
     module = made.module(check_guards=False)
@@ -612,7 +620,7 @@ def _onnx_recurrent(kind: str, order: tuple[int, ...], **options) -> Callable:
 
 @FORMATS.register("onnx")
 def to_onnx(made: torch.export.ExportedProgram, about: dict[str, str], path: Path) -> None:
-    """Write a real `program` as ONNX, opset 18; the metadata are its `metadata_props`. ImportError without onnx."""
+    """Write a real `program` as ONNX, opset 18; the metadata are its properties."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -660,7 +668,7 @@ def write(part: Deployable, about: dict[str, str], path, to: str | None = None, 
     if made is None:
         made = program(part, real=to == "onnx")
     about = about | {"outputs": " ".join(part.outputs)}
-    with tempfile.TemporaryDirectory() as folder, atomic(path) as partial:
+    with _quiet(), tempfile.TemporaryDirectory() as folder, atomic(path) as partial:
         file = Path(folder) / f"model{path.suffix}"
         write_format(made, about, file)
         partial.write_bytes(file.read_bytes())
@@ -762,7 +770,9 @@ class Deployed:
         return self.llr(float(np.mean(scores)), len(wave))
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0036
-def parity(part: Deployable, formats: tuple[str, ...] = ("torchscript", "pt2", "onnx"), seed: int = 0) -> pd.DataFrame:
+def parity(
+    part: Deployable, formats: tuple[str, ...] = ("torchscript", "pt2", "onnx"), seed: int = 0
+) -> pd.DataFrame:
     """How far an exported model is from the original.
 
     Parameters
@@ -782,7 +792,9 @@ def parity(part: Deployable, formats: tuple[str, ...] = ("torchscript", "pt2", "
     rng = np.random.default_rng(seed)
     batches = [(1, [20000]), (3, [31234, 9000, 22222])]
     heard = [(0.1 * rng.normal(size=(n, max(sizes))), np.array(sizes)) for n, sizes in batches]
-    waves = [(wave.astype(np.float32) * (np.arange(wave.shape[1]) < sizes[:, None]), sizes) for wave, sizes in heard]
+    waves = [
+        (wave.astype(np.float32) * (np.arange(wave.shape[1]) < sizes[:, None]), sizes) for wave, sizes in heard
+    ]
     with torch.no_grad():
         wanted = [part(torch.from_numpy(wave), torch.from_numpy(sizes))[0].numpy() for wave, sizes in waves]
     rows = []
@@ -837,7 +849,11 @@ def quantise(path, out) -> Path:
     ]
     with _quiet(), atomic(Path(out)) as partial:
         quantize_dynamic(
-            str(path), str(partial), op_types_to_quantize=kinds, nodes_to_exclude=fixed, weight_type=QuantType.QInt8
+            str(path),
+            str(partial),
+            op_types_to_quantize=kinds,
+            nodes_to_exclude=fixed,
+            weight_type=QuantType.QInt8,
         )
     return Path(out)
 

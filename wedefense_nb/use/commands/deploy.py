@@ -18,7 +18,9 @@ from ..cli import app
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL_FOLDER", help="Of a detector or localizer.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .pt, .pt2 or .onnx.")],
-    to: Annotated[str | None, typer.Option(help="Format, if the suffix does not say: torchscript, pt2, onnx.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Format, if the suffix does not say: torchscript, pt2, onnx.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Without calibration: scores, which are no LLRs.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="ONNX only: learned weights of 8 bits.")] = False,
 ):
