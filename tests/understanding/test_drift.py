@@ -16,7 +16,7 @@ from wedefense_nb.models.detector import build
 from wedefense_nb.understanding.drift import (
     DISTANCES,
     EMBEDDING,
-    HEARD_FACTS,
+    HEARD,
     Drift,
     Pool,
     Sample,
@@ -45,7 +45,7 @@ def heap(
     def drawn(columns: int) -> np.ndarray:
         return rng.normal(size=(speakers, columns))[who] + 0.5 * rng.normal(size=(len(who), columns))
 
-    facts = pd.DataFrame(drawn(len(HEARD_FACTS)), columns=HEARD_FACTS)
+    facts = pd.DataFrame(drawn(len(HEARD)), columns=HEARD)
     points = drawn(dims)
     for name, by in (moved or {}).items():
         if name == EMBEDDING:
@@ -195,7 +195,7 @@ def test_medians_are_those_of_what_was_compared():
     assert table.reference["level"] == pytest.approx(known.facts.level.median())
     assert table.incoming["level"] == pytest.approx(came.facts.level.median())
     assert table.loc[EMBEDDING, ["reference", "incoming"]].isna().all() and sorted(table.index) == sorted(
-        [*HEARD_FACTS, EMBEDDING]
+        [*HEARD, EMBEDDING]
     )
 
 
