@@ -26,7 +26,7 @@ from wedefense_nb.localization.frame_files import read_frame_scores
 from wedefense_nb.localization.localizers import localize
 from wedefense_nb.localization.metrics import frame_rates, point_eer
 from wedefense_nb.metrics import cllr, eer
-from wedefense_nb.models.detector import build, load_model
+from wedefense_nb.models.detector import build, load_model, save_model
 from wedefense_nb.registry import check_options
 from wedefense_nb.scores.calibration import load_calibration
 from wedefense_nb.scores.fusion import LinearFusion
@@ -437,6 +437,22 @@ def test_the_recipe_pretraining_runs_headlessly(tmp_path):
     assert states.shape[0] == 1 and states.isfinite().all() and frames.tolist() == [states.shape[2]]
     heard = Manifest.read(ROOT / "data_samples").subset(split="train", label="bonafide")
     assert f"Heard: {len(heard)} recordings" in (folder / "upstream/README.md").read_text()
+
+
+def test_the_recipe_explanation_runs_headlessly(tmp_path):
+    """On a model folder: maps that know nothing stand at chance, and every method has its row."""
+    torch.manual_seed(0)
+    model = save_model(build("bands"), tmp_path / "model")
+    values = {"model": model, "recordings": 4, "sane": 1, "shown": 1, "replicates": 30, "out": tmp_path / "run"}
+    values["methods"] = "{random: {}, energy: {}, saliency: {}}"
+    pairs = [(name, str(value)) for name, value in values.items()]
+    folder = run_recipe("explanation", merge_parameters(find_recipe("explanation"), None, pairs), stream=False)
+    result = json.loads((folder / "result.json").read_text())
+    rows = pd.DataFrame(result["explanations"])
+    assert len(result["recordings"]) == 4 and set(rows.method) == {"random", "energy", "saliency"}
+    chance = rows[(rows.method == "random") & (rows.score == "auc")].value.item()
+    assert 0.3 < chance < 0.7 and set(result["rcq"]) == {"random", "energy", "saliency"}
+    assert result["sanity"] and not result["refused"] and (folder / "explanation.html").is_file()
 
 
 def test_every_recipe_is_run_here_or_beside_its_objective():
