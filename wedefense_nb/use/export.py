@@ -43,7 +43,7 @@ from ..models.detector import Detector, load_model, weights_print
 from ..registry import Registry
 from ..scores.calibration import AffineCalibration, load_calibration
 from ..task import LABELS, label_ids
-from .predict import Evidence, effective_number, plan_windows
+from .predict import Evidence, plan_windows
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0007
 def fourier_matrix(n_fft: int, size: int) -> Tensor:
