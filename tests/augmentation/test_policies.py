@@ -73,6 +73,9 @@ def test_a_policy_is_what_its_name_says(samples):
         (member,) = make_policy(f"rawboost{algo}", train).change.members
         assert (member.algo, member.p) == (algo, 0.6)
     assert make_policy("rawboost", train).change.members[0].algo == 5
+    for name, p, lines in (("codec", 0.5, set()), ("lossy", 0.25, {"mulaw", "amr_nb"})):
+        (member,) = make_policy(name, train).change.members
+        assert member.p == p and set(member.choices) == {"mp3", "aac", "opus", "g722", "alaw"} | lines
     loss, call = make_policy("telephone", train).change.members[0].members
     assert (type(call).__name__, call.p, type(loss).__name__, loss.p) == ("Telephone", 1.0, "PacketLoss", 0.5)
 

@@ -55,6 +55,14 @@ def test_every_registered_front_end_is_listed():
 
 
 @each
+def test_a_hop_later_there_is_one_frame_more(name):
+    front = FRONTS[name][0]
+    lengths = torch.tensor([16000]) + front.hop * torch.arange(4)
+    frames = front(noise(4, int(lengths.max())), lengths)[1]
+    assert frames.diff().tolist() == [1, 1, 1]
+
+
+@each
 def test_padding_and_neighbours_change_nothing(name):  # pitfall 57
     front = FRONTS[name][0].eval()
     waves = [noise(n, seed=n) for n in (16000, 9123, 1200)]

@@ -1,7 +1,7 @@
 """Every chapter runs, and of every exercise the right answer is accepted, a wrong one is not, the untouched cell
 asks.
 
-This is where `make test` executes the chapters; nbdev-test executes what has no exercises.
+This is where `make test` executes the chapters; nbdev-test executes the opening pages, tests/training/test_recipes.py the recipes.
 """
 
 import json

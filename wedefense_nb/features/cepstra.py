@@ -126,6 +126,7 @@ class MFCC(nn.Module):
         self.deltas = deltas
         self.mean_norm = mean_norm
         self.bands = Fbank(n_mels)
+        self.hop = self.bands.hop
         self.bands.window.copy_(torch.hann_window(Fbank.size, periodic=False) ** 0.85)  # Kaldi's "povey" window
         weights = torch.ones(n_coefficients)
         if lifter:
@@ -281,6 +282,7 @@ class LFCC(nn.Module):
         super().__init__()
         o = LFCCOptions(**options)
         self.options = o
+        self.hop = o.hop
         self.dim = o.n_coefficients * (1 + o.deltas)
         make_window = {"hamming": torch.hamming_window, "hann": torch.hann_window}[o.window]
         self.register_buffer("window", make_window(o.size, periodic=o.periodic), persistent=False)

@@ -119,6 +119,7 @@ class SincBank(nn.Module):
     """
 
     pool = 3
+    hop = pool
     at_once = 3 * 2**14  # outputs of the filters that are held at a time
 
     def __init__(self, edges: Tensor, size: int = 129, group: int = 1, mask: int = 0):

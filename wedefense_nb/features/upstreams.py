@@ -279,6 +279,8 @@ class Upstream(nn.Module):
     ----------
     dim, states : int
         D, and how many hidden states there are (layers + 1).
+    hop : int
+        Samples from one frame to the next: 320 in all published networks.
     stacked : bool
         Whether features are (B, K, F, D).
     learning : list of nn.Module
@@ -308,6 +310,7 @@ class Upstream(nn.Module):
             self.config = _rescaled(self.encoder, normalize)
         self.bf16 = bf16
         self.dim = self.config.dim
+        self.hop = math.prod(stride for *_, stride in self.config.conv)
         self.states = self.config.layers + 1
         self.wanted = _wanted(layers, self.states)
         self.mix = LayerMix(self.states) if layers == "weighted" else None

@@ -32,8 +32,8 @@ from ..models.detector import load_model
 from ..scores.calibration import AffineCalibration, load_calibration
 from ..task import BONAFIDE, LABELS, SPOOF, bayes_threshold, check_trials, decide, label_ids, posterior
 from ..training.scoring import bar_options
-from ..understanding.quality import HOP, Meter, Quality, codec_of, measure_all, waves_of
-from ..understanding.reference import Reference, embed_all, embed_batch, make_reference
+from ..understanding.quality import HOP, Meter, Quality, codec_of, waves_of
+from ..understanding.reference import Reference, embed_batch, hear_all, make_reference
 from ..untrusted import read_mapping
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0007
@@ -199,19 +199,6 @@ def learn_evidence(
     )
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0017
-@torch.no_grad()
-def _half_scores(model, manifest: Manifest) -> np.ndarray:
-    """Scores (N, 2) of both halves of each recording."""
-    device = next(model.parameters()).device
-    rows = []
-    for path in manifest.paths():
-        wave = np.concatenate([w.mean(axis=0) for w in waves_of(path)])
-        middle = len(wave) // 2
-        both = torch.from_numpy(np.stack([wave[:middle], wave[middle : 2 * middle]])).float().to(device)
-        rows.append(embed_batch(model, both, torch.full((2,), middle, device=device))[1].tolist())
-    return np.array(rows)
-
-
 def _some(part: Manifest, most: int) -> Manifest:
     """At most so many recordings of a manifest, always the same."""
     if len(part) <= most:
@@ -254,7 +241,8 @@ def add_reference(
     Raises
     ------
     ValueError
-        A split without recordings, or without one of the classes; features instead of sounds.
+        A split without recordings, or without one of the classes (a localizer may have been trained on one);
+        features instead of sounds.
     """
     folder = Path(folder)
     if holds_features(corpus):
@@ -264,22 +252,20 @@ def add_reference(
     labels = {}
     for name, part in parts.items():
         labels[name] = label_ids(part.utterances.label)
-        if len(np.unique(labels[name])) < 2:
+        fewest = 1 if name == train and isinstance(model, Localizer) else 2  # it may have learned from fakes alone
+        if len(np.unique(labels[name])) < fewest:
             raise ValueError(f"split {name!r} needs recordings of both classes, for a reference")
-    points, scores, tables = {}, {}, {}
-    for name, part in parts.items():
-        points[name], scores[name] = embed_all(model, part)
-        tables[name] = measure_all(part)
+    heard = {name: hear_all(model, part, halves=name == dev) for name, part in parts.items()}
     lengths = parts[dev].utterances.duration.to_numpy()
-    evidence = learn_evidence(scores[dev], _half_scores(model, parts[dev]), labels[dev], lengths)
+    evidence = learn_evidence(heard[dev].scores, heard[dev].halves, labels[dev], lengths)
     file = folder / "calibration.json"
     if file.is_file() and windows is None and not isinstance(model, Localizer):
         known = load_calibration(file)
         if isinstance(known, AffineCalibration):
             evidence.a, evidence.b = float(known.a_), float(known.b_)
     evidence.save(folder)
-    trained = (points[train], labels[train], tables[train])
-    make_reference(trained, (points[dev], tables[dev]), **notes).save(folder)
+    trained = (heard[train].points, labels[train], heard[train].facts)
+    make_reference(trained, (heard[dev].points, heard[dev].facts), **notes).save(folder)
     return folder
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0023
@@ -379,7 +365,8 @@ class Judgement:
             third = "This is no sign that it is fake, and none that it is real."
         else:
             meaning = "REAL VOICE (bona fide)" if self.decision == "bonafide" else "FAKE (spoof)"
-            first = f"{self.file}: {meaning}"
+            unsure = self.low < bayes_threshold(self.p_spoof, self.c_miss, self.c_fa) < self.high
+            first = f"{self.file}: {meaning}{', but that is uncertain' if unsure else ''}"
             often = math.exp(min(abs(self.llr), 700.0))
             side = ("real", "fake") if self.llr > 0 else ("fake", "real")
             ratio = f"{often:.1f}" if often < 10 else f"{often:,.0f}"
@@ -388,7 +375,10 @@ class Judgement:
             third = f"If {odds}: {self.posterior:.0%} real, {1 - self.posterior:.0%} fake"
             third += f" (a missed real one costs {self.c_miss:g}, an accepted fake {self.c_fa:g})."
         fourth = f"Heard: {self.quality.text()}."
-        notes = "; ".join(self.caveats) or "it knows only fakes like those it was trained on"
+        notes = "it knows only fakes like those it was trained on"
+        if self.decision == CANNOT_SAY:
+            notes = "another model, or a better copy of the recording, may tell more"
+        notes = "; ".join(self.caveats) or notes
         return "\n".join([first, second, third, fourth, f"Caveats: {notes}."])
 
 

@@ -1,0 +1,53 @@
+"""The command `serve`: what it needs, what it prints, and that Ctrl-C ends it and leaves nothing."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+import requests
+
+from tests.use.shell import PROGRAM, environment, quick
+from wedefense_nb.models.detector import build, save_model
+from wedefense_nb.use.commands.serve import reach
+
+
+def test_without_a_model_it_says_which_there_are():
+    done = quick("serve")
+    assert done.returncode == 1 and done.stderr.startswith("error: serve needs a model") and not done.stdout
+    assert "--model FOLDER" in done.stderr and "mislead" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [(["--max-mb", "0"], "megabytes must be"), (["--clients", "99"], "clients must lie"), ([], "model folder")],
+)
+def test_errors_are_one_line(tmp_path, words, said):
+    done = quick("serve", "--model", tmp_path, *words)
+    assert done.returncode == 1 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_only_addresses_of_this_computer_need_no_warning():
+    assert [bool(reach(host)) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "10.0.0.1", "")] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+def test_it_serves_until_it_is_interrupted(tmp_path):
+    folder = save_model(build("bands"), tmp_path / "model")
+    (tmp_path / "tmp").mkdir()
+    words = [PROGRAM, "serve", "--model", str(folder), "--port", "0"]
+    env = environment() | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    assert line.startswith("open http://127.0.0.1:")
+    assert "Is this voice real?" in requests.get(line.split()[1]).text
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "no recording was kept" in out and err == ""
+    assert not [name for name in os.listdir(tmp_path / "tmp") if name.startswith("wedefense-nb")]
