@@ -215,7 +215,8 @@ def test_a_localizer_gives_llrs_of_frames(tmp_path):
 def test_what_is_no_such_file_or_wave_is_refused(tmp_path, files):
     with pytest.raises(ValueError, match=r"\.tflite"):
         Deployed(tmp_path / "x.tflite")
-    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "other.pt")
+    with export._quiet():  # torch calls TorchScript old
+        torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no metadata of ours"):
         Deployed(tmp_path / "other.pt")
     model = Deployed(files["torchscript"])
@@ -243,10 +244,10 @@ def test_parity_gives_a_reason_where_there_is_no_file():
 
 def test_eight_bits_change_scores_little(files, tmp_path):
     small = quantise(files["onnx"], tmp_path / "small.onnx")
-    assert small.stat().st_size < 0.8 * files["onnx"].stat().st_size
+    assert small.stat().st_size < 0.6 * files["onnx"].stat().st_size
     wave = noise(2, 20000)
     exact, rough = (Deployed(path)(wave)["score"] for path in (files["onnx"], small))
-    assert 0 < np.abs(exact - rough).max() < 0.05
+    assert 0 < np.abs(exact - rough).max() < 0.01
 
 
 @pytest.mark.parametrize("size", [3000, 16000, 16001, 50123])
@@ -260,7 +261,7 @@ def test_a_stream_says_what_is_said_offline(files, size, known):
         stream.push(wave[at : at + 777])
         most = max(most, len(stream._held))
     got = stream.finish()
-    assert most <= 16000 + 777 and stream.latency == 0.5
+    assert most <= 16000 and stream.latency == 0.5
     if known:
         assert got == pytest.approx(model.detect(wave), abs=1e-5)
     starts = [round(start * 16000) for start, _, _ in stream.windows]
@@ -332,5 +333,6 @@ def test_a_program_refuses_other_rates_files_and_models(programs, files, tmp_pat
 
 def test_metadata_are_json_beside_the_graph(files):
     extra = {"metadata.json": "", "window": ""}
-    torch.jit.load(files["torchscript"], _extra_files=extra)
+    with export._quiet():
+        torch.jit.load(files["torchscript"], _extra_files=extra)
     assert json.loads(extra["metadata.json"])["outputs"] == "llr score" and float(extra["window"]) == 1.0

@@ -210,6 +210,11 @@ def _size(x: Any = 0, *more) -> Any:
     return torch.sym_int(x) if isinstance(x, torch.SymFloat) else builtins.int(x, *more)
 
 
+def _rows(x: Any) -> Any:
+    """`len`, which leaves sizes symbols."""
+    return x.shape[0] if isinstance(x, Tensor) else builtins.len(x)
+
+
 def _check_batch(wave: Tensor, lengths: Tensor, shortest: int = 1) -> Tensor:
     return wave * frame_mask(lengths, wave.shape[1])
 
@@ -279,7 +284,7 @@ class _Rewriting(TorchFunctionMode):
                 return (x,)  # portions are for a cache
         if function is Tensor.cpu:
             return args[0]
-        if function in (torch.max_pool1d, torch.max_pool2d):  # whether to round up: no question at this length
+        if "max_pool" in getattr(function, "__name__", ""):  # whether to round up: no question at this length
             args = tuple(bool(x) if isinstance(x, torch.SymBool) else x for x in args)
             kwargs = {k: bool(x) if isinstance(x, torch.SymBool) else x for k, x in kwargs.items()}
         if self.real and function is torch.fft.rfft:
@@ -316,6 +321,7 @@ def _swaps() -> list[tuple[Any, str, Any]]:
     """What is replaced: (module or class, name, what replaces it)."""
     found: list[tuple[Any, str, Any]] = [(kind, "forward", _packed(kind)) for kind in (nn.LSTM, nn.GRU)]
     found += [(SincBank, "forward", _sinc), (GraphEncoder, "_cache_is_small", lambda self, feats: False)]
+    found.append((torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext()))  # files are in float32
     functions = {
         "check_batch": _check_batch,
         "time_mask": _time_mask,
@@ -328,7 +334,7 @@ def _swaps() -> list[tuple[Any, str, Any]]:
     for name, module in list(sys.modules.items()):
         if name.startswith(floors):
             found += [(module, word, new) for word, new in functions.items() if word in vars(module)]
-            found.append((module, "int", _size))
+            found += [(module, "int", _size), (module, "len", _rows)]
     return found
 
 
@@ -585,7 +591,7 @@ def to_torchscript(made: torch.export.ExportedProgram, about: dict[str, str], pa
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload):
             node.target = node.target.overloadpacket
-        node.target = {torch.sym_max: max, torch.sym_min: min}.get(node.target, node.target)
+        node.target = {torch.sym_max: max, torch.sym_min: min, torch.sym_float: float}.get(node.target, node.target)
     with _quiet():  # torch calls TorchScript old; LibTorch reads nothing else as simply
         scripted = torch.jit.script(torch.fx.GraphModule(module, graph))
     torch.jit.save(scripted, path, _extra_files=about | {_METADATA: json.dumps(about)})
@@ -824,7 +830,7 @@ def _first_line(error: Exception) -> str:
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0039
 def quantise(path, out) -> Path:
-    """An ONNX file whose learned matrix products and LSTMs have weights of 8 bits.
+    """An ONNX file whose learned convolutions and matrix products have weights of 8 bits.
 
     Parameters
     ----------
@@ -840,20 +846,16 @@ def quantise(path, out) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(str(path)).graph
-    learned = {tensor.name for tensor in graph.initializer if tensor.name.startswith("model.")}
-    kinds = ["MatMul", "Gemm", "LSTM"]
-    fixed = [
-        node.name
-        for node in graph.node
-        if node.op_type in ("MatMul", "Gemm") and not learned.intersection(node.input)
-    ]
+    learned = {x.name for x in graph.initializer if x.name.startswith("model.") and x.name.endswith("weight")}
+    kinds = ["Conv", "MatMul", "Gemm"]
+    exact = [node.name for node in graph.node if node.op_type in kinds and not learned.intersection(node.input)]
     with _quiet(), atomic(Path(out)) as partial:
         quantize_dynamic(
             str(path),
             str(partial),
             op_types_to_quantize=kinds,
-            nodes_to_exclude=fixed,
-            weight_type=QuantType.QInt8,
+            nodes_to_exclude=exact,
+            weight_type=QuantType.QUInt8,  # the only one that convolutions have on a CPU
         )
     return Path(out)
 
@@ -938,6 +940,9 @@ class Stream:
         before = len(self.windows)
         while (window := self._next()) is not None and window[1] <= self.heard:
             self._judge(*window)
+        past = max(0, len(self._held) - self.size)  # whatever comes, no window needs more
+        self._held = self._held[past:]
+        self._first += past
         return self.windows[before:]
 
     def _judge(self, first: int, last: int) -> None:
@@ -946,9 +951,6 @@ class Stream:
         self._sum += score
         llr = self.model.llr(score, last - first)
         self.windows.append((first / SAMPLE_RATE, last / SAMPLE_RATE, llr))
-        keep = max(self._first, min(self.heard, first + 1))  # the next begins later than this one
-        self._held = self._held[keep - self._first :]
-        self._first = keep
 
     def finish(self) -> float:
         """LLR of all that was heard; ValueError for nothing, or for another length than was announced."""
