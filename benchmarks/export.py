@@ -2,13 +2,12 @@
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from timing import best
 
-from benchmarks.timing import best
 from wedefense_nb.models.detector import DETECTORS, LOCALIZERS, build
 from wedefense_nb.use.export import SHORTEST, SUFFIXES, Deployable, Deployed, parity, write
 
@@ -44,5 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start = time.perf_counter()
     main()

@@ -4099,6 +4099,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'wedefense_nb.use.export._power_spectrum': ( '9_use/export.html#_power_spectrum',
                                                                                       'wedefense_nb/use/export.py'),
                                          'wedefense_nb.use.export._quiet': ('9_use/export.html#_quiet', 'wedefense_nb/use/export.py'),
+                                         'wedefense_nb.use.export._rows': ('9_use/export.html#_rows', 'wedefense_nb/use/export.py'),
                                          'wedefense_nb.use.export._sinc': ('9_use/export.html#_sinc', 'wedefense_nb/use/export.py'),
                                          'wedefense_nb.use.export._size': ('9_use/export.html#_size', 'wedefense_nb/use/export.py'),
                                          'wedefense_nb.use.export._split_buffers': ( '9_use/export.html#_split_buffers',

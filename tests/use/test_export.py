@@ -104,14 +104,11 @@ def test_rows_need_no_packing(kind):
             assert torch.allclose(states[:, row], last[:, 0], atol=1e-6)
 
 
-CHANGED = {  # models that no rewriting reaches, and why
-    "sliding_window": "it counts windows from the lengths' values",
-}
-ALL = [*DETECTORS, *(name for name in LOCALIZERS if name not in CHANGED)]
+CHEAP = ["bands", "lcnn_lstm", "xvector", "ssl_linear", "frame_linear", "frame_gmlp", "trace"]
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_every_registered_model_says_the_same_without_looking_at_values(name):
+@pytest.mark.parametrize("name", CHEAP)
+def test_a_model_says_the_same_without_looking_at_values(name):
     torch.manual_seed(0)
     options = SMALL.get(name, {}) if name in DETECTORS else localizer_options(name)
     part = Deployable(build(name, **options).eval())
@@ -215,7 +212,8 @@ def test_a_localizer_gives_llrs_of_frames(tmp_path):
 def test_what_is_no_such_file_or_wave_is_refused(tmp_path, files):
     with pytest.raises(ValueError, match=r"\.tflite"):
         Deployed(tmp_path / "x.tflite")
-    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "other.pt")
+    with export._quiet():  # torch calls TorchScript old
+        torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no metadata of ours"):
         Deployed(tmp_path / "other.pt")
     model = Deployed(files["torchscript"])
@@ -238,15 +236,28 @@ def test_parity_gives_a_reason_where_there_is_no_file():
     assert export._first_line(NotImplementedError("x\n - No ONNX function for y")) == "No ONNX function for y"
 
 
+def test_what_a_format_cannot_hold_is_refused_with_a_reason(tmp_path):
+    assert set(export.REASONS) <= {*DETECTORS, *LOCALIZERS}
+    model = build("rawnet2", **SMALL["rawnet2"]).eval()
+    for suffix in ("pt", "pt2", "onnx"):
+        with pytest.raises(ValueError, match="rawnet2 cannot be written as .*one length"):
+            write(Deployable(model), {}, tmp_path / f"x.{suffix}")
+    table = parity(Deployable(model), ("pt2",))  # and truly so
+    assert np.isnan(table.difference[0]) and "samples" in table.reason[0]
+    gates = Deployable(build("frame_gmlp", **localizer_options("frame_gmlp")).eval())
+    table = parity(gates, ("torchscript",))
+    assert table.difference[0] <= 1e-4
+
+
 # Eight bits, and streams
 
 
 def test_eight_bits_change_scores_little(files, tmp_path):
     small = quantise(files["onnx"], tmp_path / "small.onnx")
-    assert small.stat().st_size < 0.8 * files["onnx"].stat().st_size
+    assert small.stat().st_size < 0.6 * files["onnx"].stat().st_size
     wave = noise(2, 20000)
     exact, rough = (Deployed(path)(wave)["score"] for path in (files["onnx"], small))
-    assert 0 < np.abs(exact - rough).max() < 0.05
+    assert 0 < np.abs(exact - rough).max() < 0.01
 
 
 @pytest.mark.parametrize("size", [3000, 16000, 16001, 50123])
@@ -260,7 +271,7 @@ def test_a_stream_says_what_is_said_offline(files, size, known):
         stream.push(wave[at : at + 777])
         most = max(most, len(stream._held))
     got = stream.finish()
-    assert most <= 16000 + 777 and stream.latency == 0.5
+    assert most <= 16000 and stream.latency == 0.5
     if known:
         assert got == pytest.approx(model.detect(wave), abs=1e-5)
     starts = [round(start * 16000) for start, _, _ in stream.windows]
@@ -332,5 +343,6 @@ def test_a_program_refuses_other_rates_files_and_models(programs, files, tmp_pat
 
 def test_metadata_are_json_beside_the_graph(files):
     extra = {"metadata.json": "", "window": ""}
-    torch.jit.load(files["torchscript"], _extra_files=extra)
+    with export._quiet():
+        torch.jit.load(files["torchscript"], _extra_files=extra)
     assert json.loads(extra["metadata.json"])["outputs"] == "llr score" and float(extra["window"]) == 1.0
