@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from functools import partial
 
 import pytest
 import requests
@@ -43,11 +44,16 @@ def test_it_serves_until_it_is_interrupted(tmp_path):
     (tmp_path / "tmp").mkdir()
     words = [PROGRAM, "serve", "--model", str(folder), "--port", "0"]
     env = environment() | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    line = process.stdout.readline()
-    assert line.startswith("open http://127.0.0.1:")
-    assert "Is this voice real?" in requests.get(line.split()[1]).text
-    os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores Ctrl-C
+    with subprocess.Popen(words, env=env, preexec_fn=listen, **pipes) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("open http://127.0.0.1:")
+            assert "Is this voice real?" in requests.get(line.split()[1]).text
+            os.kill(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0 and "no recording was kept" in out and err == ""
     assert not [name for name in os.listdir(tmp_path / "tmp") if name.startswith("wedefense-nb")]
