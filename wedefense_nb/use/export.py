@@ -62,8 +62,8 @@ def fourier_matrix(n_fft: int, size: int) -> Tensor:
 
     Examples
     --------
-    >>> (torch.tensor([0.0, 1.0, 0.0, 0.0]) @ fourier_matrix(4, 4)).round().tolist()
-    [1.0, 0.0, -1.0, 0.0, -1.0, 0.0]
+    >>> (torch.tensor([0.0, 1.0, 0.0, 0.0]) @ fourier_matrix(4, 4)).round().int().tolist()
+    [1, 0, -1, 0, -1, 0]
     """
     n = torch.arange(size, dtype=torch.float64)[:, None]
     k = torch.arange(n_fft // 2 + 1, dtype=torch.float64)
@@ -347,7 +347,7 @@ def rewritten(real: bool = False) -> Iterator[None]:
     Examples
     --------
     >>> from wedefense_nb.models.detector import build
-    >>> model = build("lcnn_lstm").eval()
+    >>> model = build("bands").eval()
     >>> wave, lengths = torch.randn(2, 16000), torch.tensor([16000, 9000])
     >>> with torch.no_grad(), rewritten(real=True):
     ...     same = model(wave, lengths)
