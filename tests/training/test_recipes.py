@@ -407,7 +407,7 @@ def tables():
 
 def test_the_recipe_detection_runs_headlessly(tmp_path):
     """Of the default detector, in one epoch: the model folder holds all that a judgement needs."""
-    pairs = [("epochs", "1"), ("replicates", "30"), ("out", str(tmp_path / "run"))]
+    pairs = [("epochs", "1"), ("replicates", "30"), ("final", "true"), ("out", str(tmp_path / "run"))]
     folder = run_recipe("detection", merge_parameters(find_recipe("detection"), None, pairs), stream=False)
     result = json.loads((folder / "result.json").read_text())
     assert result["epochs"] == [0] and result["training"]["epochs"] == 1
