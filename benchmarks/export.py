@@ -9,7 +9,8 @@ import torch
 from timing import best
 
 from wedefense_nb.models.detector import DETECTORS, LOCALIZERS, build
-from wedefense_nb.use.export import SHORTEST, SUFFIXES, Deployable, Deployed, parity, write
+from wedefense_nb.understanding.reference import SHORTEST
+from wedefense_nb.use.export import SUFFIXES, Deployable, Deployed, parity, write
 
 
 def main() -> None:

@@ -340,7 +340,7 @@ class Judge:
                 places = self.localizer.localize(path, threshold)
             page = report_page(judgement, path, places)
         except AudioError as error:
-            said = re.sub(r" \(\[Errno.*", "", str(error)).replace(str(path), name)  # numbers that help nobody
+            said = str(error).replace(str(path), name)
             raise ValueError(f"{said}. Please send a sound file such as WAV, MP3, M4A or Opus.") from None
         except ValueError as error:
             raise ValueError(str(error).replace(str(path), name)) from None

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'CANNOT_SAY', 'MOST_CHANNELS', 'effective_number', 'correlation_within', 'Evidence', 'learn_evidence',
-           'add_reference', 'in_words', 'Judgement', 'plan_windows', 'cut_stream', 'Localization', 'Predictor']
+           'add_reference', 'in_words', 'Judgement', 'plain_values', 'plan_windows', 'cut_stream', 'Localization',
+           'Predictor']
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0004
 import json
@@ -33,7 +34,7 @@ from ..scores.calibration import AffineCalibration, load_calibration
 from ..task import BONAFIDE, LABELS, SPOOF, bayes_threshold, check_trials, decide, label_ids, posterior
 from ..training.scoring import bar_options
 from ..understanding.quality import HOP, Meter, Quality, codec_of, waves_of
-from ..understanding.reference import Reference, embed_batch, hear_all, make_reference
+from ..understanding.reference import Reference, embed_waves, hear_all, make_reference
 from ..untrusted import read_mapping
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0007
@@ -125,6 +126,11 @@ class Evidence:
         with atomic(path) as partial:
             partial.write_text(json.dumps(content) + "\n")
         return path
+
+    @classmethod
+    def of_line(cls, calibration: AffineCalibration) -> "Evidence":
+        """Of a calibration alone: nothing is known about windows, so they count as one, whatever their number."""
+        return cls(4.0, 0.1, 1.0, float(calibration.a_), float(calibration.b_), np.zeros((0, 3)))
 
     @classmethod
     def load(cls, folder) -> "Evidence":
@@ -344,7 +350,7 @@ class Judgement:
 
     def to_json(self) -> str:
         """As JSON; without a value there is null."""
-        return json.dumps(_plain(asdict(self)), indent=1)
+        return json.dumps(plain_values(asdict(self)), indent=1)
 
     def table(self) -> pd.DataFrame:
         """The time course: a row a window."""
@@ -382,12 +388,16 @@ class Judgement:
         return "\n".join([first, second, third, fourth, f"Caveats: {notes}."])
 
 
-def _plain(value):
-    """NaN to None, tuples to lists, in whatever is nested."""
+def plain_values(value: Any) -> Any:
+    """NaN and infinite numbers to None, tuples to lists, in whatever is nested, as JSON wants it.
+
+    >>> plain_values({"llr": float("nan"), "windows": (1.0, 2.0)})
+    {'llr': None, 'windows': [1.0, 2.0]}
+    """
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: plain_values(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain_values(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -493,8 +503,7 @@ class Predictor:
             calibration = load_calibration(folder / "calibration.json")
         local = isinstance(model, Localizer)
         if evidence is None and isinstance(calibration, AffineCalibration) and not local:
-            # nothing is known about windows: they count as one, whatever their number
-            evidence = Evidence(4.0, 0.1, 1.0, float(calibration.a_), float(calibration.b_), np.zeros((0, 3)))
+            evidence = Evidence.of_line(calibration)
         card = folder / "card.md"
         about = {"name": model.config["name"], "folder": folder.name}
         about["card"] = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
@@ -675,13 +684,10 @@ class Predictor:
         rows = []
         for window in windows:
             rows += [window.mean(axis=0), *window[:each]]
-        wave = torch.from_numpy(np.clip(np.stack(rows), -1.0, 1.0)).float()
-        lengths = torch.full((len(wave),), wave.shape[1])
-        if wave.shape[1] < SAMPLE_RATE // 2:  # padding changes no score, and networks need some length
-            wave = torch.nn.functional.pad(wave, (0, SAMPLE_RATE // 2 - wave.shape[1]))
-        points, scores = embed_batch(self.model, wave.to(self.device), lengths.to(self.device))
-        points = points.float().cpu().numpy()[:: each + 1]
-        of_rows = scores.float().cpu().reshape(len(windows), each + 1).tolist()
+        heard = [np.clip(row, -1.0, 1.0).astype(np.float32) for row in rows]
+        points, scores = embed_waves(self.model, heard, self.device)
+        points = points[:: each + 1]
+        of_rows = scores.reshape(len(windows), each + 1).tolist()
         if not np.isfinite(of_rows).all():
             raise FloatingPointError("the model's score of this recording is not finite")
         return list(zip(of_rows, points, strict=True))

@@ -28,7 +28,7 @@ import soundfile as sf
 from ..data.audio import SAMPLE_RATE
 from ..files import atomic, file_print
 from ..understanding.quality import FRAME, HOP, waves_of
-from .predict import CANNOT_SAY, Judgement, Localization, in_words
+from .predict import CANNOT_SAY, Judgement, Localization, in_words, plain_values
 
 # %% ../../nbs/9_use/02_report.ipynb #rprt0010
 PRIOR_STEPS = (0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, *(k / 20 for k in range(2, 19)))
@@ -309,24 +309,15 @@ class Report:
             texts |= {name: [_cost(c) for c in sliders[name]] for name in ("costs_miss", "costs_fa")}
             content |= {"llr": own.llr, "low": own.low, "high": own.high, "sliders": sliders | texts}
             content["scale"] = scale_of(own)
-        return _jsonable(content)
+        return plain_values(content)
 
     def to_json(self) -> str:
         """The judgement as it may be passed on, with when it was made, and the frames of a localizer."""
         content = json.loads(self.judgement.to_json()) | {"made": self.made}
         if self.localization is not None:
             frames = asdict(self.localization) | {"llr": np.round(self.localization.llr, 4).tolist()}
-            content["localization"] = _jsonable(frames)
+            content["localization"] = plain_values(frames)
         return json.dumps(content, indent=1)
-
-
-def _jsonable(value):
-    """NaN and infinite numbers to None, tuples to lists, in whatever is nested."""
-    if isinstance(value, dict):
-        return {key: _jsonable(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def make_report(judgement: Judgement, path_or_wave=None, localization: Localization | None = None) -> Report:
