@@ -39,6 +39,12 @@ SPLITS = ("train", "dev", "eval", "")
 _HOW_TO = "`wedefense-nb prepare generic mine.csv FOLDER` makes one of any table of paths and labels"
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder without the table of a manifest."""
+    if not (folder / "utterances.csv").is_file():
+        raise ManifestError(f"{folder}: no utterances.csv here, so this is no manifest folder; {_HOW_TO}")
+
+
 class ManifestError(ValueError):
     """Tables that must not be used; the message shows the offending rows."""
 
@@ -217,8 +223,7 @@ class Manifest:
             No tables here, or what `validate` refuses.
         """
         folder = Path(folder)
-        if not (folder / "utterances.csv").is_file():
-            raise ManifestError(f"{folder}: no utterances.csv here, so this is no manifest folder; {_HOW_TO}")
+        _check_folder(folder)
         utterances = _read_csv(folder / "utterances.csv")
         segments = pd.DataFrame(columns=list(SEGMENTS))
         if (folder / "segments.csv").is_file():
@@ -246,8 +251,7 @@ def find_manifest(name) -> Path:
         folder = locate(name)
     except FileNotFoundError as error:
         raise ManifestError(f"{error}; {_HOW_TO}") from None
-    if not (folder / "utterances.csv").is_file():
-        raise ManifestError(f"{folder}: no utterances.csv here, so this is no manifest folder; {_HOW_TO}")
+    _check_folder(folder)
     return folder
 
 # %% ../../nbs/1_data/02_manifest.ipynb #861cd8fa

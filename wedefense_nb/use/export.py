@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'REASONS', 'SUFFIXES', 'fourier_matrix', 'recurrent', 'rewritten', 'Deployable', 'deployable', 'program',
-           'to_torchscript', 'to_pt2', 'to_onnx', 'write', 'export_model', 'Deployed', 'parity', 'quantise',
-           'quantisation_cost', 'Stream']
+           'format_of', 'to_torchscript', 'to_pt2', 'to_onnx', 'write', 'export_model', 'Deployed', 'parity',
+           'quantise', 'quantisation_cost', 'Stream']
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0004
 import builtins
@@ -595,6 +595,16 @@ REASONS = {  # of models that some formats cannot hold: which formats, and why
 SUFFIXES = {".pt": "torchscript", ".ts": "torchscript", ".pt2": "pt2", ".onnx": "onnx"}
 
 
+def format_of(path, to: str | None = None) -> str:
+    """The format that was asked for, or else that of a file's suffix.
+
+    >>> format_of("detector.onnx"), format_of("detector.bin", "pt2")
+    ('onnx', 'pt2')
+    """
+    suffix = Path(path).suffix
+    return to or SUFFIXES.get(suffix, suffix)
+
+
 @FORMATS.register("torchscript")
 @_quiet()
 def to_torchscript(made: torch.export.ExportedProgram, about: dict[str, str], path: Path) -> None:
@@ -686,7 +696,7 @@ def write(part: Deployable, about: dict[str, str], path, to: str | None = None, 
         A model that this format cannot hold (`REASONS`).
     """
     path = Path(path)
-    to = to or SUFFIXES.get(path.suffix, path.suffix)
+    to = format_of(path, to)
     write_format = FORMATS[to]
     name = getattr(part.model, "config", {}).get("name", "")
     refused, why = REASONS.get(name, ((), ""))
@@ -749,7 +759,7 @@ class Deployed:
 
     def __init__(self, path):
         path = Path(path)
-        kind = SUFFIXES.get(path.suffix, path.suffix)
+        kind = format_of(path)
         FORMATS[kind]  # an unknown one is told so
         extra = {_METADATA: ""}
         with _quiet():
@@ -798,9 +808,7 @@ class Deployed:
         return self.llr(float(np.mean(scores)), len(wave))
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0036
-def parity(
-    part: Deployable, formats: tuple[str, ...] = ("torchscript", "pt2", "onnx"), seed: int = 0
-) -> pd.DataFrame:
+def parity(part: Deployable, formats: tuple[str, ...] = _ALL, seed: int = 0) -> pd.DataFrame:
     """How far an exported model is from the original.
 
     Parameters

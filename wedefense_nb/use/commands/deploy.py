@@ -27,10 +27,9 @@ def export(
     """Write a model as one file, waveform in, LLR out, for programs without this library."""
     import tempfile
 
-    from wedefense_nb.use.export import SUFFIXES, deployable, quantise, write
+    from wedefense_nb.use.export import deployable, format_of, quantise, write
 
-    kind = to or SUFFIXES.get(out.suffix, out.suffix)
-    if int8 and kind != "onnx":
+    if int8 and format_of(out, to) != "onnx":
         raise ValueError("--int8 is for ONNX: name the file .onnx")
     part, about = deployable(model, raw)
     if int8:
