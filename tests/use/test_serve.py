@@ -49,7 +49,7 @@ def test_it_serves_until_it_is_interrupted(tmp_path):
     with subprocess.Popen(words, env=env, preexec_fn=listen, **pipes) as process:
         try:
             line = process.stdout.readline()
-            assert line.startswith("open http://127.0.0.1:")
+            assert line.startswith("open http://127.0.0.1:"), process.stderr.read()
             assert "Is this voice real?" in requests.get(line.split()[1]).text
             os.kill(process.pid, signal.SIGINT)
             out, err = process.communicate(timeout=60)
