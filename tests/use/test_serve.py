@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 from functools import partial
 
 import pytest
@@ -39,11 +40,17 @@ def test_only_addresses_of_this_computer_need_no_warning():
     ]
 
 
-def test_it_serves_until_it_is_interrupted(tmp_path):
+@pytest.fixture
+def short_place():
+    """A folder with a short name: a socket's address, which lies in it, has at most 107 letters."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+def test_it_serves_until_it_is_interrupted(tmp_path, short_place):
     folder = save_model(build("bands"), tmp_path / "model")
-    (tmp_path / "tmp").mkdir()
     words = [PROGRAM, "serve", "--model", str(folder), "--port", "0"]
-    env = environment() | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"}
+    env = environment() | {"TMPDIR": short_place, "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores Ctrl-C
     with subprocess.Popen(words, env=env, preexec_fn=listen, **pipes) as process:
@@ -56,4 +63,4 @@ def test_it_serves_until_it_is_interrupted(tmp_path):
         finally:
             process.kill()
     assert process.returncode == 0 and "no recording was kept" in out and err == ""
-    assert not [name for name in os.listdir(tmp_path / "tmp") if name.startswith("wedefense-nb")]
+    assert not [name for name in os.listdir(short_place) if name.startswith("wedefense-nb")]
