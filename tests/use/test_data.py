@@ -129,3 +129,30 @@ def test_real_recordings_get_doubles(tmp_path):
     assert Manifest.read(tmp_path / "out").utterances.pair.tolist()[-2:] == ["S0000", "S0000"]
     wrong = quick("copies", tmp_path / "few", tmp_path / "other", "--routes", "psolla")
     assert wrong.returncode == 1 and "did you mean 'psola'" in wrong.stderr
+
+
+def test_corpora_are_mixed_unless_they_share(few, tmp_path):
+    few.write(tmp_path / "few")
+    u = few.utterances.assign(path=[str(path.resolve()) for path in few.paths()])
+    train, rest = u[u.split == "train"], u[u.split != "train"]
+    for name, part in {"a": train, "b": rest}.items():
+        Manifest(part).write(tmp_path / name)
+    (tmp_path / "a" / "noise_rir.csv").write_text("id,path,kind,duration\nhum,hum.wav,noise,1.0\n")
+    done = quick("mix", f"a={tmp_path / 'a'}", f"b={tmp_path / 'b'}", "--out", tmp_path / "ab")
+    assert done.returncode == 0, done.stderr
+    assert f"{len(u)} utterances of 2 corpora" in done.stdout
+    assert len(Manifest.read(tmp_path / "ab")) == len(u)
+    noise = pd.read_csv(tmp_path / "ab" / "noise_rir.csv")
+    assert noise.id.tolist() == ["a-hum"] and noise.path.tolist() == [str(tmp_path / "a" / "hum.wav")]
+    real = train[train.label == "bonafide"]
+    Manifest(real.assign(utt="LJ001-000" + pd.Series(range(len(real)), real.index).astype(str))).write(
+        tmp_path / "c"
+    )
+    Manifest(real.assign(utt="LJ001-0000", split="eval").head(1)).write(tmp_path / "d")
+    pair = [f"c={tmp_path / 'c'}", f"d={tmp_path / 'd'}", "--out", tmp_path / "cd"]
+    refused = quick("mix", *pair)
+    assert refused.returncode == 1 and "one corpus trains on what another tests with" in refused.stderr
+    assert "warning: one class only in c, d" in refused.stderr and not (tmp_path / "cd").exists()
+    assert quick("mix", *pair, "--anyway").returncode == 0 and (tmp_path / "cd" / "utterances.csv").is_file()
+    twice = quick("mix", f"a={tmp_path / 'a'}", f"a={tmp_path / 'b'}", "--out", tmp_path / "aa")
+    assert twice.returncode == 1 and "two corpora have one name" in twice.stderr

@@ -396,6 +396,7 @@ def epoch_batches(
     balance: bool = False,
     bucket: bool = False,
     by: Sequence[str] = (),
+    order: np.ndarray | None = None,
 ) -> list[Keys]:
     """The batches of one epoch: a function of (seed, epoch) and the manifest alone.
 
@@ -411,6 +412,8 @@ def epoch_batches(
         Put recordings of similar length together (`bucketed`).
     by : sequence of str
         Columns by which each class is balanced as well (`balanced`).
+    order : numpy.ndarray of int, optional
+        Rows of the manifest that were drawn otherwise (`data.mixtures.mixture_order`); nothing is drawn then.
 
     Returns
     -------
@@ -425,7 +428,8 @@ def epoch_batches(
     if batch_size < 1 or len(manifest) == 0:
         raise ValueError(f"need a positive batch size and recordings, got {batch_size} and {len(manifest)}")
     rng = utt_rng("epoch order", seed, epoch)
-    order = balanced(manifest, by, rng) if balance else rng.permutation(len(manifest))
+    if order is None:
+        order = balanced(manifest, by, rng) if balance else rng.permutation(len(manifest))
     if bucket:
         batches = bucketed(order, manifest.utterances.duration.to_numpy(), batch_size, rng)
     else:
@@ -454,6 +458,7 @@ def token_batches(
     balance: bool = False,
     pool: int = 16,
     by: Sequence[str] = (),
+    order: np.ndarray | None = None,
 ) -> list[Keys]:
     """One epoch in batches of similar lengths, none longer than `batch_seconds` with its padding.
 
@@ -468,6 +473,8 @@ def token_batches(
         Sorting happens within about so many batches.
     by : sequence of str
         Columns by which each class is balanced as well (`balanced`).
+    order : numpy.ndarray of int, optional
+        Rows of the manifest that were drawn otherwise (`data.mixtures.mixture_order`); nothing is drawn then.
 
     Returns
     -------
@@ -486,7 +493,8 @@ def token_batches(
     if len(odd) or len(u) == 0:
         which = f"not of 0 to {batch_seconds} s: {odd[:5].tolist()}; raise batch_seconds or crop"
         raise ValueError(f"no recordings, or {which}")
-    order = balanced(manifest, by, rng) if balance else rng.permutation(len(u))
+    if order is None:
+        order = balanced(manifest, by, rng) if balance else rng.permutation(len(u))
     durations = u.duration.to_numpy()
     pools = np.cumsum(durations[order]) // (pool * batch_seconds)
     by_pool_then_duration = np.lexsort((durations[order], pools))
