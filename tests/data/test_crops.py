@@ -144,3 +144,22 @@ def test_frames_are_cropped_like_samples(policy, seconds):
             said[round(a) : round(b)] = True
         frames = one.wave - 1
         assert np.array_equal(said, ((frames >= 10) & (frames < 20)) | ((frames >= 45) & (frames < 80)))
+
+
+def test_longer_ones_keep_a_random_length():
+    crop = Crop(2.0, seed=3, shortest=1.5)
+    long = [crop.place("a", 10 * SAMPLE_RATE, epoch) for epoch in range(300)]
+    lengths = np.array([stop - start for start, stop in long])
+    assert 1.5 * SAMPLE_RATE <= lengths.min() < 1.52 * SAMPLE_RATE and 1.98 * SAMPLE_RATE < lengths.max()
+    assert lengths.max() <= 2 * SAMPLE_RATE
+    assert min(start for start, _ in long) < SAMPLE_RATE and max(stop for _, stop in long) > 9 * SAMPLE_RATE
+    assert crop.place("a", 2 * SAMPLE_RATE) == (0, 2 * SAMPLE_RATE)  # what is not longer stays whole
+    item = crop(Item("a", np.arange(10 * SAMPLE_RATE), SPOOF, np.array([[0.0, 10.0]])), 7)
+    start, stop = long[7]
+    assert (item.wave == np.arange(start, stop)).all() and item.fakes == pytest.approx(
+        np.array([[0, len(item.wave) / 16000]])
+    )
+    assert Crop(2.0, "start", shortest=1.0).place("a", 10 * SAMPLE_RATE)[0] == 0
+    for shortest in (0.0, 2.5, -1.0):
+        with pytest.raises(ValueError, match="shortest crop has from 0 to 2.0 s"):
+            Crop(2.0, shortest=shortest)

@@ -143,3 +143,15 @@ def test_what_another_corpus_tests_with_is_found(samples):
         named.utterances.loc[named.utterances.corpus == part, "utt"] = f"{part}-LJ001-0001"
     found = crossed(named)
     assert set(found.kind) == {"speaker", "source recording"} and set(found.train_corpus) == {"a"}
+
+
+def test_longer_recordings_are_planned_as_they_will_be_cut():
+    manifest = table(["bonafide", "spoof"] * 4)
+    manifest.utterances["duration"] = [1.0, 2.0, 3.0, 40.0] * 2
+    with pytest.raises(ValueError, match="not of 0 to 6.0 s"):
+        token_batches(manifest, 6.0)
+    plan = token_batches(manifest, 6.0, longest=3.0)
+    kept = manifest.utterances.duration.clip(upper=3.0)
+    assert sorted(i for batch in plan for _, i in batch) == list(range(8))
+    assert all(len(batch) * max(kept[i] for _, i in batch) <= 6.0 for batch in plan)
+    assert max(map(len, plan)) > 1

@@ -459,6 +459,7 @@ def token_batches(
     pool: int = 16,
     by: Sequence[str] = (),
     order: np.ndarray | None = None,
+    longest: float = np.inf,
 ) -> list[Keys]:
     """One epoch in batches of similar lengths, none longer than `batch_seconds` with its padding.
 
@@ -475,6 +476,8 @@ def token_batches(
         Columns by which each class is balanced as well (`balanced`).
     order : numpy.ndarray of int, optional
         Rows of the manifest that were drawn otherwise (`data.mixtures.mixture_order`); nothing is drawn then.
+    longest : float
+        Seconds to which longer recordings will be cut.
 
     Returns
     -------
@@ -488,14 +491,15 @@ def token_batches(
     """
     u = manifest.utterances
     rng = utt_rng("epoch order", seed, epoch)
-    fits = (u.duration > 0) & (u.duration <= batch_seconds)
+    kept = u.duration.clip(upper=longest)
+    fits = (kept > 0) & (kept <= batch_seconds)
     odd = u.utt[~fits]
     if len(odd) or len(u) == 0:
         which = f"not of 0 to {batch_seconds} s: {odd[:5].tolist()}; raise batch_seconds or crop"
         raise ValueError(f"no recordings, or {which}")
     if order is None:
         order = balanced(manifest, by, rng) if balance else rng.permutation(len(u))
-    durations = u.duration.to_numpy()
+    durations = kept.to_numpy()
     pools = np.cumsum(durations[order]) // (pool * batch_seconds)
     by_pool_then_duration = np.lexsort((durations[order], pools))
     batches = _by_seconds(order[by_pool_then_duration], durations, batch_seconds)

@@ -148,11 +148,14 @@ class Crop:
         Where a crop falls is a function of (seed, epoch, utt).
     rate : float
         Samples (or frames of features) a second.
+    shortest : float, optional
+        Of a recording longer than `seconds`, a random length from this one up is kept, as in the post-training
+        of AntiDeepfake (10 to 13 s).
 
     Raises
     ------
     ValueError
-        A length that is not positive, or words that are not these.
+        A length that is not positive, a shortest one that is longer, or words that are not these.
 
     Examples
     --------
@@ -166,10 +169,13 @@ class Crop:
     label: str = "segments"
     seed: int = 0
     rate: float = SAMPLE_RATE
+    shortest: float | None = None
 
     def __post_init__(self):
         if not self.seconds > 0:
             raise ValueError(f"a crop has a positive length, not {self.seconds} s")
+        if self.shortest is not None and not 0 < self.shortest <= self.seconds:
+            raise ValueError(f"the shortest crop has from 0 to {self.seconds} s, not {self.shortest} s")
         if self.label not in ("segments", "keep"):
             raise ValueError(f"the label of a crop is 'segments' or 'keep', not {self.label!r}")
         words = self.policy.split("+")
@@ -203,9 +209,12 @@ class Crop:
         size = self.size
         if total <= size:
             return 0, total
+        rng = utt_rng(utt, self.seed, epoch)
+        if self.shortest is not None:
+            size = int(rng.integers(round(self.shortest * self.rate), size + 1))
         start = 0
         if "start" not in self.policy:
-            start = int(utt_rng(utt, self.seed, epoch).integers(total - size + 1))
+            start = int(rng.integers(total - size + 1))
         return start, start + size
 
     def __call__(self, item: Item, epoch: int = 0) -> Item:
