@@ -337,6 +337,18 @@ def test_a_recipe_is_executed_with_its_values_and_becomes_a_page(tmp_path, capfd
     assert "seed 42" in capfd.readouterr().out and "seed 42" in (folder / "good.html").read_text()
 
 
+def test_values_reach_the_notebook_as_what_they_are(tmp_path, monkeypatch):
+    """Not as text: papermill would quote a tuple, such as the weights of the classes."""
+    import papermill
+
+    arrived = {}
+    monkeypatch.setattr(recipes, "_tidy", lambda notebook: notebook)
+    monkeypatch.setattr(papermill, "execute_notebook", lambda recipe, out, values, **rest: arrived.update(values))
+    values = merged("class_weights=[2, 1]", "model=bands", f"out={tmp_path / 'run'}")
+    run_recipe("detection", values, stream=False)
+    assert arrived["training"]["class_weights"] == [2.0, 1.0] and arrived["model"] == "bands"
+
+
 def test_a_folder_with_another_run_is_refused_before_anything_is_touched(tmp_path, monkeypatch):
     detection = find_recipe("detection")
     folder = tmp_path / "run"

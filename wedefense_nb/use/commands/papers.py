@@ -9,7 +9,8 @@ __all__ = ['PaperRow', 'PaperTable', 'read_papers', 'least_memory', 'paper_sizes
 # %% ../../../nbs/9_use/13_papers.ipynb #papr0004
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,6 +84,18 @@ class PaperTable:
     rows: tuple[PaperRow, ...]
 
 # %% ../../../nbs/9_use/13_papers.ipynb #papr0010
+@cache
+def _index_of(path: Path, changed: int) -> dict[str, Any]:
+    """What the file holds; it is large enough to be read once."""
+    return read_mapping(path)
+
+
+def _index(path=None) -> dict[str, Any]:
+    """An index; by default `params/papers.yaml`, here, above, or in the package."""
+    path = Path(path or locate("params/papers.yaml"))
+    return _index_of(path, path.stat().st_mtime_ns)
+
+
 def _row(given: dict[str, Any], table: dict[str, Any]) -> PaperRow:
     """A row of the index; what it does not say itself, its table says."""
     known = dict(given)
@@ -109,8 +122,7 @@ def read_papers(path=None) -> list[PaperTable]:
     >>> read_papers()[0].rows[0].values
     (4.196, 6.921)
     """
-    path = path or locate("params/papers.yaml")
-    index = read_mapping(path)
+    index = _index(path)
     tables = []
     try:
         for given in index["tables"]:
@@ -119,7 +131,9 @@ def read_papers(path=None) -> list[PaperTable]:
             place = {"paper": paper["title"], "link": paper["link"], "place": given["place"]}
             tables.append(PaperTable(**place, about=given["about"], columns=tuple(given["columns"]), rows=rows))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no index of papers ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{path or 'papers.yaml'}: no index of papers ({type(error).__name__}: {error})"
+        ) from error
     return tables
 
 # %% ../../../nbs/9_use/13_papers.ipynb #papr0013
@@ -145,8 +159,7 @@ def paper_sizes(path=None) -> dict[str, tuple[float, float]]:
     >>> paper_sizes()["asvspoof2019_la/aasist"]
     (0.298, 0.297)
     """
-    index = read_mapping(path or locate("params/papers.yaml"))
-    return {name: (total, learning) for name, (total, learning) in index["sizes"].items()}
+    return {name: (total, learning) for name, (total, learning) in _index(path)["sizes"].items()}
 
 # %% ../../../nbs/9_use/13_papers.ipynb #papr0016
 _FREE = (
@@ -272,7 +285,7 @@ def own_value(row: PaperRow, column: Mapping[str, Any], run: Path) -> float | No
 
 
 def own_values(row: PaperRow, column: Mapping[str, Any], runs: Mapping[str, Sequence[Path]]) -> list[float]:
-    """The same of all repetitions (`repetitions`) of a row; of several files that of the column's corpus counts."""
+    """The same of all repetitions (`repetitions`) of a row; of several files that of the column's corpus."""
     corpus = column.get("tested", "").partition("/")[0]
     files = row.files
     if len(files) > 1:
@@ -281,15 +294,20 @@ def own_values(row: PaperRow, column: Mapping[str, Any], runs: Mapping[str, Sequ
     return [value for value in found if value is not None]
 
 # %% ../../../nbs/9_use/13_papers.ipynb #papr0023
-def _cell(published: float | None, mean: float | None, own: Sequence[float]) -> str:
-    """What stands in a cell."""
-    text = "" if published is None else f"{published:g}"
+def _cell(published: float | None, mean: float | None, own: Sequence[float], digits: int) -> str:
+    """What stands in a cell, with so many digits behind the point."""
+    text = "?" if published is None else f"{published:.{digits}f}"
     if mean is not None:
-        text += f" ({mean:g})"
+        text += f" ({mean:.{digits}f})"
     if not own:
-        return f"{text or '?'} | –"
+        return f"{text} | –"
     times = f" ×{len(own)}" if len(own) > 1 else ""
-    return f"{text or '?'} | {sum(own) / len(own):.3g}{times}"
+    return f"{text} | {sum(own) / len(own):.{digits}f}{times}"
+
+
+def _digits(values: Sequence[float | None]) -> int:
+    """Digits behind the point of the most exact of a column's numbers."""
+    return max((len(str(value).partition(".")[2]) for value in values if value is not None), default=2)
 
 
 def as_printed(table: PaperTable, runs: Mapping[str, Sequence[Path]] | None = None):
@@ -304,8 +322,8 @@ def as_printed(table: PaperTable, runs: Mapping[str, Sequence[Path]] | None = No
     Returns
     -------
     pandas.DataFrame
-        A row for each of the table's, by its name; `system`, then the table's columns. "?" is not published, or not
-        in our references, "–" is not run.
+        A row for each of the table's, by its name; `system`, then the table's columns. "?" is not published, or
+        not in our references, "–" is not run.
 
     Examples
     --------
@@ -314,13 +332,14 @@ def as_printed(table: PaperTable, runs: Mapping[str, Sequence[Path]] | None = No
     """
     import pandas as pd
 
-    rows = []
-    for row in table.rows:
-        cells = {"row": row.row, "system": row.system}
-        for column, value, mean in zip(table.columns, row.values, row.means, strict=True):
-            cells[column["name"]] = _cell(value, mean, own_values(row, column, runs or {}))
-        rows.append(cells)
-    return pd.DataFrame(rows).set_index("row")
+    shown = {"system": [row.system for row in table.rows]}
+    for i, column in enumerate(table.columns):
+        digits = _digits([row.values[i] for row in table.rows])
+        cells = []
+        for row in table.rows:
+            cells.append(_cell(row.values[i], row.means[i], own_values(row, column, runs or {}), digits))
+        shown[column["name"]] = cells
+    return pd.DataFrame(shown, index=pd.Index([row.row for row in table.rows], name="row"))
 
 # %% ../../../nbs/9_use/13_papers.ipynb #papr0036
 def _wanted(table: PaperTable, row: PaperRow, system: str, corpus: str, names: Mapping[str, str]) -> bool:
@@ -342,6 +361,11 @@ def run_command(file: str) -> str:
     return f"wedefense-nb run {recipe} -f params/{file}.yaml"
 
 
+def _least(row: PaperRow, sizes: Mapping[str, tuple[float, float]]) -> float | None:
+    """The least memory of a row in gigabytes, None if it trains nothing."""
+    return max((least_memory(*sizes[file]) for file in row.files if file in sizes), default=None)
+
+
 def paper_records(
     chosen: Sequence[PaperTable], runs: Mapping[str, Sequence[Path]], sizes: Mapping[str, tuple[float, float]]
 ) -> list[dict[str, Any]]:
@@ -350,17 +374,21 @@ def paper_records(
     Returns
     -------
     list of dict
-        `paper`, `link`, `place`, `row`, `system`, `trained`, `tested`, `measure`, `column`, `published`, `mean`,
-        `own` (a list, one a run), `note`, `hardware`, `least_gb`, `commands`, `missing`.
+        `paper`, `link`, `place`, `row`, `system`, `trained`, `tested`, `measure`, `column`, `published`,
+        `mean`, `own` (a list, one a run), `note`, `hardware`, `least_gb`, `commands`, `missing`.
     """
     records = []
     for table in chosen:
         for row in table.rows:
             commands = [run_command(file) for file in row.files]
-            memory = max((least_memory(*sizes[file]) for file in row.files if file in sizes), default=None)
-            about = {"paper": table.paper, "link": table.link, "place": table.place, "row": row.row}
+            about: dict[str, Any] = {
+                "paper": table.paper,
+                "link": table.link,
+                "place": table.place,
+                "row": row.row,
+            }
             about |= {"system": row.system, "trained": list(row.trained)}
-            rest = {"note": row.note, "hardware": row.hardware, "least_gb": memory}
+            rest: dict[str, Any] = {"note": row.note, "hardware": row.hardware, "least_gb": _least(row, sizes)}
             rest |= {"commands": commands, "missing": row.missing}
             cells = list(zip(table.columns, row.values, row.means, strict=True)) or [({}, None, None)]
             for column, value, mean in cells:
@@ -374,24 +402,28 @@ def paper_records(
     return records
 
 # %% ../../../nbs/9_use/13_papers.ipynb #papr0037
-def _print_table(table: PaperTable, runs, sizes: Mapping[str, tuple[float, float]]) -> None:
+def _print_table(
+    table: PaperTable, runs: Mapping[str, Sequence[Path]], sizes: Mapping[str, tuple[float, float]]
+) -> None:
     """A table, how each row is run, and what there is to know about its numbers."""
     shown = as_printed(table, runs)
-    least, how = [], []
-    for row in table.rows:
-        memory = max((least_memory(*sizes[file]) for file in row.files if file in sizes), default=None)
-        least.append("" if memory is None else f"{memory:.1f}")
-        recipes = [run_command(file).split()[2] for file in row.files]
-        files = [f"{recipe} -f params/{file}.yaml" for recipe, file in zip(recipes, row.files, strict=True)]
-        how.append("; ".join(files) or f"cannot be run: {row.missing}")
-    shown["GB"] = least
-    shown["wedefense-nb run ..."] = how
+    commands = [[run_command(file).removeprefix("wedefense-nb run ") for file in row.files] for row in table.rows]
+    how = []
+    for row, said in zip(table.rows, commands, strict=True):
+        how.append(said[0] if said else f"cannot be run: {row.missing}")
+    least = [_least(row, sizes) for row in table.rows]
+    shown["GB"] = ["" if gb is None else f"{gb:.1f}" if gb >= 0.1 else "<0.1" for gb in least]
+    width = max(map(len, how))
+    shown["wedefense-nb run".ljust(width)] = [text.ljust(width) for text in how]
     shown.index.name = None
     typer.echo(f"{table.paper}\n{table.link}\n{table.place}: {table.about}; published | yours")
     typer.echo(shown.to_string())
-    for row in table.rows:
-        for text in filter(None, (row.note, row.hardware and f"trained there on {row.hardware}")):
-            typer.echo(f"  {row.row}: {text}")
+    for row, said in zip(table.rows, commands, strict=True):
+        notes = [f"and wedefense-nb run {command}" for command in said[1:]]
+        notes += [row.note] if row.note else []
+        notes += [f"trained there on {row.hardware}"] if row.hardware else []
+        for note in notes:
+            typer.echo(f"  {row.row}: {note}")
     typer.echo("")
 
 
@@ -406,13 +438,10 @@ def papers(
 
     GB is the least memory for weights, gradients and Adam, without what a batch needs.
     """
-    from dataclasses import replace
-
-    path = locate("params/papers.yaml")
-    names = read_mapping(path)["corpora"]
-    sizes = paper_sizes(path)
+    names = _index()["corpora"]
+    sizes = paper_sizes()
     chosen = []
-    for table in read_papers(path):
+    for table in read_papers():
         rows = tuple(row for row in table.rows if _wanted(table, row, system, corpus, names))
         if rows:
             chosen.append(replace(table, rows=rows))
