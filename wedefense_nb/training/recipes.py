@@ -528,7 +528,8 @@ def run_recipe(name: str, values: dict, stream: bool = True) -> Path:
         options |= {"stdout_file": sys.stdout, "stderr_file": sys.stderr}
     try:
         with alone(folder, "recipe"):
-            papermill.execute_notebook(str(recipe), str(executed), values, **options)
+            plain = json.loads(json.dumps(values))  # a tuple would arrive as text
+            papermill.execute_notebook(str(recipe), str(executed), plain, **options)
     except papermill.PapermillExecutionError as error:
         source = "\n".join(f"    {line}" for line in error.source.splitlines()[:12])
         what = f"cell {error.exec_count} of {recipe.name} failed: {error.ename}: {error.evalue}\n{source}"
