@@ -127,6 +127,19 @@ def test_p_is_that_of_a_plain_count_and_never_zero():
     assert chance(permuted(Pool(far[:, None]), np.arange(40), np.arange(40) >= 20, n=99))[0, 0] == 0.01
 
 
+def test_divisions_that_are_measured_together_are_those_measured_alone():
+    rng = np.random.default_rng(0)
+    pool = Pool(rng.normal(size=(40, 3)).round(1), rng.uniform(0.5, 2.0, size=40))
+    sides = rng.random((130, 40)) < 0.4
+    alone = np.stack([pool.apart(side) for side in sides])
+    assert np.allclose(pool.apart(sides), alone, atol=1e-12)
+    found = permuted(
+        pool, np.arange(40), sides[0], n=129, seed=1
+    )  # more than are measured at once, and not a multiple
+    drawn = divisions(sides[0], 129, seed=1)[1]
+    assert np.allclose(found, np.stack([pool.apart(side) for side in drawn]), atol=1e-12)
+
+
 def test_a_speaker_is_never_torn_apart():
     units = np.repeat(np.arange(6), 3)
 
@@ -134,7 +147,7 @@ def test_a_speaker_is_never_torn_apart():
         seen: list = []
 
         def apart(self, incoming):
-            self.seen.append(incoming.copy())
+            self.seen.extend(incoming.copy())
             return super().apart(incoming)
 
     permuted(Watch(np.random.default_rng(0).normal(size=(18, 1))), units, np.arange(6) >= 3)

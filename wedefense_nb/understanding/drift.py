@@ -55,20 +55,23 @@ class Pool:
         self._least = np.maximum(1e-6 * self.values.var(axis=0), 1e-12)  # no variance is none
 
     def apart(self, incoming: np.ndarray) -> np.ndarray:
-        """`DISTANCES` (3, D) between the rows that are incoming (N,) and the others."""
+        """`DISTANCES` (3, D) between incoming rows (N,) and the others; of many divisions (P, N), (P, 3, D)."""
         new = np.where(incoming, self.weights, 0.0)
         old = self.weights - new
-        new, old = new / new.sum(), old / old.sum()
-        between = np.abs(np.cumsum((new - old)[self._order], axis=0)[:-1])
-        wasserstein = (between * self._gaps).sum(axis=0)
-        largest = (between * (self._gaps > 0)).max(axis=0)  # among equal numbers no place lies between
-        means = np.stack([old, new]) @ self.values
-        variances = np.stack([old, new]) @ self.values**2 - means**2
-        variances = np.maximum(variances, self._least)
-        surprise = (variances[1] + (means[1] - means[0]) ** 2) / variances[0]
-        return np.stack([wasserstein, largest, (surprise - 1 - np.log(variances[1] / variances[0])) / 2])
+        new, old = new / new.sum(axis=-1, keepdims=True), old / old.sum(axis=-1, keepdims=True)
+        between = np.abs(np.cumsum((new - old)[..., self._order], axis=-2)[..., :-1, :])
+        wasserstein = (between * self._gaps).sum(axis=-2)
+        largest = (between * (self._gaps > 0)).max(axis=-2)  # among equal numbers no place lies between
+        mean, new_mean = old @ self.values, new @ self.values
+        variance = np.maximum(old @ self.values**2 - mean**2, self._least)
+        new_variance = np.maximum(new @ self.values**2 - new_mean**2, self._least)
+        surprise = (new_variance + (new_mean - mean) ** 2) / variance
+        return np.stack([wasserstein, largest, (surprise - 1 - np.log(new_variance / variance)) / 2], axis=-2)
 
 # %% ../../nbs/8_understanding/08_drift.ipynb #drif0012
+_AT_ONCE = 64  # divisions that are measured together
+
+
 def divisions(side: np.ndarray, n: int, seed: int = 0) -> tuple[int, Iterator[np.ndarray]]:
     """How many divisions (U,) of units there will be, and they: first the one that is given.
 
@@ -105,7 +108,11 @@ def permuted(
     """
     count, drawn = divisions(side, n, seed)
     bar = tqdm(drawn, "divide", total=count, leave=False, **bar_options(progress))
-    return np.stack([pool.apart(one[units]) for one in bar])
+    sides = iter(bar)
+    found = []
+    while some := list(itertools.islice(sides, _AT_ONCE)):
+        found.append(pool.apart(np.stack(some)[:, units]))
+    return np.concatenate(found)
 
 
 def chance(distances: np.ndarray) -> np.ndarray:
