@@ -85,8 +85,7 @@ def adapt(
     LoraConfig, inject = _peft()
     settings = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": list(targets)}
     for part in upstreams:
-        part.encoder.requires_grad_(False)
-        inject(LoraConfig(**settings), part.encoder)
+        inject(LoraConfig(**settings), part.encoder)  # freezes all but the pairs
     follow_learning(model)
     model.config["adapter"] = {"rank": rank, "alpha": alpha, "targets": list(targets), "dropout": dropout}
     return model.train(model.training)
