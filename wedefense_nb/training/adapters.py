@@ -41,7 +41,7 @@ def adapt(
 ) -> Any:
     """Freeze the upstreams of a model and put adapters of low rank (LoRA, Hu et al., 2021) into them, in place.
 
-    Scores are what they were, to the bit, until something is learned. Needs peft, which is in the extra `adapters`.
+    Scores are what they were, to the bit, until something is learned. Needs peft, from the extra `adapters`.
 
     Parameters
     ----------
