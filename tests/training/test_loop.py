@@ -687,9 +687,12 @@ def test_a_step_in_parts_is_cut_off_and_continued(splits, tmp_path, after):
 def test_parts_draw_dropout_of_their_own(splits, tmp_path):
     drawn = []
     model = build("bands")
-    model.front.register_forward_hook(
-        lambda module, *_: drawn.append(torch.rand(()).item()) if module.training else 0
-    )
+
+    def draw(module, *_):
+        if module.training:
+            drawn.append(torch.rand(()).item())
+
+    model.front.register_forward_hook(draw)
     fit(model, *splits, dataclasses.replace(QUICK, accumulate=2, steps=3), out=tmp_path)
     assert len(drawn) == len(set(drawn)) == 6
 

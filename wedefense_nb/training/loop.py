@@ -884,7 +884,8 @@ def fit(
             while not run.over and not should_stop(run.errors, config.patience):
                 _train_epoch(run, policy.change, pace, bar)
                 _end_epoch(run, validate, bar)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()  # and no more: `end_training` would part the processes, which have dev to score still
         return _finish(run, validate, out)
 
 # %% ../../nbs/5_training/04_loop.ipynb #c016515a
