@@ -21,6 +21,7 @@ from tests.training.ranks import ALONE, SAME, bands, corpus_for_ranks
 from tests.training.runs import QUICK, Scripted, Stop, small, weights
 from wedefense_nb.augmentation.policies import POLICIES, Ingredient
 from wedefense_nb.augmentation.transforms import Transform
+from wedefense_nb.data.audio import SAMPLE_RATE
 from wedefense_nb.data.shards import write_shards
 from wedefense_nb.features.stored import Stored, extract
 from wedefense_nb.features.upstreams import Upstream, tiny_checkpoint
@@ -872,9 +873,57 @@ def test_attacks_come_equally_often_if_that_is_asked_for(samples, tmp_path, monk
         fit(build("bands"), train, samples.subset(split="dev"), odd, out=tmp_path / "odd")
 
 
+def test_corpora_of_a_mixture_come_by_their_weights(samples, tmp_path):
+    full = samples.subset(kind="full")
+    u = full.utterances
+    mixed = dataclasses.replace(full, utterances=u.assign(corpus=np.where(np.arange(len(u)) % 3, "a", "b")))
+    train, dev = (mixed.subset(split=split) for split in ("train", "dev"))
+    config = dataclasses.replace(QUICK, epochs=2, batch_size=16, corpus_weights={"a": 3, "b": 1})
+    heard = []
+
+    class Noting(Detection):
+        def forward(self, batch, epoch=0, progress=1.0):
+            heard.extend(batch.utts)
+            return super().forward(batch, epoch, progress)
+
+    fit(build("bands"), train, dev, config, Noting, out=tmp_path / "a")
+    known = train.utterances.set_index("utt")
+    first, second = heard[: len(train)], heard[len(train) :]
+    assert len(second) == len(train) and sorted(first) != sorted(second)
+    for epoch in (first, second):
+        for _, part in known.loc[epoch].groupby("label"):
+            assert abs((part.corpus == "a").sum() - 0.75 * len(part)) <= 1
+    odd = dataclasses.replace(config, corpus_weights={"a": 1})
+    with pytest.raises(ValueError, match="without a weight"):
+        fit(build("bands"), train, dev, odd, out=tmp_path / "odd")
+
+
+def test_long_recordings_are_cut_to_a_random_length_in_batches_by_seconds(samples, tmp_path):
+    train = samples.subset(split="train", kind="full")
+    config = dataclasses.replace(QUICK, epochs=1, crop=1.2, crop_from=0.9, batch_seconds=12.0)
+    lengths = []
+
+    class Noting(Detection):
+        def forward(self, batch, epoch=0, progress=1.0):
+            assert batch.wave.numel() <= 12.0 * SAMPLE_RATE
+            lengths.extend((batch.lengths / SAMPLE_RATE).tolist())
+            return super().forward(batch, epoch, progress)
+
+    fit(build("bands"), train, samples.subset(split="dev", kind="full"), config, Noting, out=tmp_path)
+    short = train.utterances.duration[train.utterances.duration <= 1.2]
+    cut = np.sort(lengths)
+    assert len(cut) == len(train) and cut.max() <= 1.2
+    between = (cut > 0.9) & (cut < 1.2)
+    assert between.sum() > 0.5 * (len(train) - len(short)) and np.unique(cut).size > 50
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        ({"crop": None, "crop_from": 1.0}, "needs a crop to reach up to"),
+        ({"crop": 2.0, "crop_from": 1.0, "crop_policy": "random+tile"}, "a crop_policy that fills nothing"),
+        ({"crop": 2.0, "crop_from": 3.0}, "shortest crop has from 0 to 2.0 s"),
+        ({"corpus_weights": {"a": 1.0}, "balance_by": "attack"}, "both say what is drawn"),
         ({"sam": -0.1}, "a radius is not negative"),
         ({"ema": 1.0}, "a decay is at least 0 and below 1"),
         ({"windows": 0.0}, "windows is 0.0"),

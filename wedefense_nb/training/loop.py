@@ -32,6 +32,7 @@ from ..augmentation.transforms import Transform, changing_loader
 from ..data.batches import Batch, Keys, epoch_batches, token_batches
 from ..data.crops import Crop
 from ..data.manifest import Manifest, utt_rng
+from ..data.mixtures import mixture_order
 from ..features.stored import open_dataset
 from ..files import alone, atomic
 from ..models.detector import load_weights
@@ -70,7 +71,12 @@ class FitConfig:
     crop: Annotated[float | None, "seconds of each recording to train on; null: whole recordings"] = 2.0
     crop_policy: Annotated[str, "longer ones: random or start; shorter ones: tile or zero"] = "random"
     crop_label: Annotated[Literal["segments", "keep"], "class of a crop: by its segments, or kept"] = "segments"
-    batch_seconds: Annotated[float | None, "with whole recordings: seconds a step, padding included"] = None
+    crop_from: Annotated[
+        float | None, "of recordings longer than crop a random length from so many seconds up; others stay whole"
+    ] = None
+    batch_seconds: Annotated[
+        float | None, "with whole recordings, or crop_from: seconds a step, padding included"
+    ] = None
     lr: Annotated[float, "peak learning rate"] = 1e-3
     warmup: Annotated[float, "share of all steps spent rising to the peak"] = 0.1
     schedule: Annotated[
@@ -84,6 +90,9 @@ class FitConfig:
     ema: Annotated[float, "decay of a running mean of the weights, which is judged and kept; 0: none"] = 0.0
     balance: Annotated[bool, "draw both classes equally often"] = False
     balance_by: Annotated[str, "columns that balance draws evenly within a class, such as attack+speaker"] = ""
+    corpus_weights: Annotated[
+        dict[str, float] | None, "of a mixture: how often each corpus is drawn, in both classes; null: as it is"
+    ] = None
     class_weights: Annotated[tuple[float, float], "of spoof and bona fide in the loss"] = (1.0, 1.0)
     patience: Annotated[int | None, "stop after so many epochs without a better dev error; null: never"] = None
     average: Annotated[int, "epochs to average"] = 3
@@ -133,9 +142,13 @@ class FitConfig:
             )
         if min(self.class_weights) <= 0:
             raise ValueError(f"class_weights are {self.class_weights}: both must be positive")
-        if self.batch_seconds is not None and self.crop is not None:
+        if self.batch_seconds is not None and self.crop is not None and self.crop_from is None:
             both = f"batch_seconds {self.batch_seconds} is for whole recordings, and crop is {self.crop}"
             raise ValueError(f"{both}: unset one")
+        if self.crop_from is not None and (self.crop is None or self.crop_policy not in ("random", "start")):
+            raise ValueError("crop_from needs a crop to reach up to, and a crop_policy that fills nothing")
+        if self.corpus_weights is not None and self.balance_by:
+            raise ValueError("corpus_weights and balance_by both say what is drawn: unset one")
         should_stop([], self.patience)  # these three refuse what they could not use later
         chosen_epochs([], 1, self.average_by)
         self.cropping()
@@ -148,7 +161,7 @@ class FitConfig:
         """What is cut out of each recording, None for nothing."""
         if self.crop is None:
             return None
-        return Crop(self.crop, self.crop_policy, self.crop_label, self.seed)
+        return Crop(self.crop, self.crop_policy, self.crop_label, self.seed, shortest=self.crop_from)
 
 # %% ../../nbs/5_training/04_loop.ipynb #96d63c96
 _FALLS = {  # share of the peak, after this share of the fall, with this share left at the end
@@ -551,8 +564,11 @@ class Run:
     def batches(self, epoch: int) -> list[Keys]:
         """The steps of an epoch (0-based), for all processes: batches of (epoch, row of the manifest)."""
         config = self.config
+        order = None
+        if config.corpus_weights is not None:
+            order = mixture_order(self.train, config.corpus_weights, utt_rng("mixture", config.seed, epoch))
         if config.batch_seconds is None:
-            by_length = config.crop is None
+            by_length = config.crop is None or config.crop_from is not None
             return epoch_batches(
                 self.train,
                 config.batch_size,
@@ -561,6 +577,7 @@ class Run:
                 config.balance,
                 bucket=by_length,
                 by=config.columns(),
+                order=order,
             )
         return token_batches(
             self.train,
@@ -569,6 +586,8 @@ class Run:
             config.seed,
             config.balance,
             by=config.columns(),
+            order=order,
+            longest=config.crop or math.inf,
         )
 
     def parts(self, keys: Keys) -> list[Keys]:
