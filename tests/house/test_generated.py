@@ -86,6 +86,7 @@ def test_requirements_are_the_packages_that_are_meant():  # pitfall 64
         "jupyterlab": "jupyterlab.labapp.LabApp", "ipywidgets": "ipywidgets.IntSlider",
         "pytest": "pytest.raises", "pytest-xdist": "xdist.plugin", "hypothesis": "hypothesis.given",
         "ruff": "ruff.find_ruff_bin", "mypy": "mypy.api.run", "selenium": "selenium.webdriver.Chrome",
+        "peft": "peft.inject_adapter_in_model",
         "onnx": "onnx.ModelProto", "onnxscript": "onnxscript.script",
         "onnxruntime": "onnxruntime.InferenceSession", "gradio": "gradio.Blocks",
         "captum": "captum.attr.IntegratedGradients", "jinja2": "jinja2.Environment",

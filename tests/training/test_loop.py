@@ -3,10 +3,12 @@
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,19 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT, power_cut
-from tests.training.ranks import corpus_for_ranks
+from tests.training.ranks import ALONE, SAME, bands, corpus_for_ranks
 from tests.training.runs import QUICK, Scripted, Stop, small, weights
 from wedefense_nb.augmentation.policies import POLICIES, Ingredient
 from wedefense_nb.augmentation.transforms import Transform
+from wedefense_nb.data.audio import SAMPLE_RATE
 from wedefense_nb.data.shards import write_shards
 from wedefense_nb.features.stored import Stored, extract
 from wedefense_nb.features.upstreams import Upstream, tiny_checkpoint
 from wedefense_nb.metrics import eer
 from wedefense_nb.models.detector import Detector, build
 from wedefense_nb.models.layers import Identity, StatsPool
+from wedefense_nb.models.losses import weighted_mean
 from wedefense_nb.task import label_ids, prior_log_odds
 from wedefense_nb.training import loop
-from wedefense_nb.training.loop import FitConfig, fit, lr_at
+from wedefense_nb.training.loop import FitConfig, cut_batch, fit, lr_at
 from wedefense_nb.training.objectives import Detection, Objective
 from wedefense_nb.training.scoring import score
 from wedefense_nb.training.selection import chosen_epochs
@@ -486,9 +490,9 @@ def seen_batches(data, dev, folder, monkeypatch, **change):
     found = []
     step = loop._step
 
-    def spy(run, batch, *args):
-        found.append(batch)
-        return step(run, batch, *args)
+    def spy(run, parts, *args):
+        found.extend(parts)
+        return step(run, parts, *args)
 
     monkeypatch.setattr(loop, "_step", spy)
     model = change.pop("model", None) or build("bands")
@@ -595,23 +599,103 @@ def test_the_scale_of_half_precision_survives(splits, tmp_path, monkeypatch):  #
     assert run()[1].state_dict()["scale"] == 2.0
 
 
-def test_two_processes_agree_and_stop_together(samples, tmp_path):  # pitfalls 24 and 55
+def test_two_processes_agree_and_do_what_one_does(samples, tmp_path):  # pitfalls 24 and 55
     write_shards(corpus_for_ranks().subset(split="train"), tmp_path / "tar", size=5)
-    code = "import sys; from accelerate import debug_launcher; from tests.training.ranks import two_ranks\n"
-    code += "if __name__ == '__main__': debug_launcher(two_ranks, args=(sys.argv[1],), num_processes=2)"
-    script = tmp_path / "launch.py"
-    script.write_text(code)
-    command = [sys.executable, str(script), str(tmp_path)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    train, dev = (corpus_for_ranks().subset(split=name) for name in ("train", "dev"))
+    alone = [
+        fit(bands(), train, dev, config, out=tmp_path / f"{i}") for i, config in enumerate((SAME, SAME, ALONE))
+    ]
+    shutil.copytree(tmp_path / "0", tmp_path / "one")
+    command = [
+        f"{sys.prefix}/bin/accelerate",
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "tests.training.ranks", str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (np.load(tmp_path / f"rank{rank}.npz") for rank in (0, 1))
-    for name in ("weights", "scores", "errors"):
+    for name in ("weights", "scores", "errors", "same0", "same1", "same2", "history0", "history1"):
         assert np.array_equal(first[name], second[name]) and np.isfinite(first[name]).all()
     assert len(set(first["utts"])) == len(first["utts"])
     trained = sorted([*first["trained"], *second["trained"]])  # together everything once in each of two epochs
     assert trained == sorted([*first["train"]] * 2)
     assert max(first["largest"], second["largest"]) <= 6.0
+    for i, result in enumerate(alone):  # cut in two, in four, and with a step for one process only
+        assert np.allclose(first[f"same{i}"], weights(result.model).numpy(), atol=2e-6)
+        assert np.allclose(first[f"history{i}"], result.history.to_numpy(), atol=1e-6)
+    assert "(processes: 1 before, 2 now)" in str(first["refused"])
+
+
+# A step in parts
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 9), st.sampled_from([0, 1])), min_size=1, max_size=13),
+    st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
+def test_the_parts_of_a_step_have_the_loss_of_the_whole(recordings, class_weights, processes, accumulate):
+    losses = torch.tensor([loss for loss, _ in recordings], dtype=torch.float64)
+    labels = torch.tensor([label for _, label in recordings])
+    objective = Detection(build("bands"), SimpleNamespace(class_weights=class_weights, seed=0))
+    total = mass = 0.0
+    rows = list(range(len(recordings)))
+    parts = [part for mine in cut_batch(rows, processes) for part in cut_batch(mine, accumulate)]
+    assert sum(parts, []) == rows and all(parts) and len(parts) <= processes * accumulate
+    sizes = [len(mine) for mine in cut_batch(rows, processes)]
+    assert max(sizes) - min(sizes) <= 1
+    for part in parts:
+        counts = objective.mass(SimpleNamespace(labels=labels[part]))
+        total += counts * float(weighted_mean(losses[part], labels[part], objective.weights.double()))
+        mass += counts
+    assert total / mass == pytest.approx(
+        float(weighted_mean(losses, labels, objective.weights.double())), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("change", [{}, {"sam": 0.05}, {"crop": None, "batch_seconds": 12.0}], ids=str)
+def test_parts_add_up_to_the_step(splits, tmp_path, change):
+    """Batches of five, the last smaller, in three parts: no other result than the whole, at the same rates."""
+    config = dataclasses.replace(SAME, **change)
+    whole = fit(bands(), *splits, config, out=tmp_path / "whole")
+    parts = fit(bands(), *splits, dataclasses.replace(config, accumulate=3), out=tmp_path / "parts")
+    assert torch.allclose(weights(parts.model), weights(whole.model), atol=2e-6)
+    assert np.allclose(parts.history, whole.history, atol=1e-6)
+    assert parts.history.lr.equals(whole.history.lr)
+    assert not torch.equal(weights(parts.model), weights(bands()))
+
+
+@pytest.mark.parametrize("after", [1, 4, 8])
+def test_a_step_in_parts_is_cut_off_and_continued(splits, tmp_path, after):
+    config = dataclasses.replace(QUICK, accumulate=2, epochs=2, batch_size=5)
+    whole = fit(small(), *splits, config, out=tmp_path / "whole")
+    with power_cut(loop, "_step", after, Stop):
+        fit(small(), *splits, config, out=tmp_path / "cut")
+    again = fit(build("lcnn_lstm", dropout=0.5), *splits, config, out=tmp_path / "cut")
+    assert torch.equal(weights(again.model), weights(whole.model)) and again.history.equals(whole.history)
+    with pytest.raises(ValueError, match="accumulate: 2 before, 1 now"):
+        fit(small(), *splits, dataclasses.replace(config, accumulate=1), out=tmp_path / "cut")
+
+
+def test_parts_draw_dropout_of_their_own(splits, tmp_path):
+    drawn = []
+    model = build("bands")
+
+    def draw(module, *_):
+        if module.training:
+            drawn.append(torch.rand(()).item())
+
+    model.front.register_forward_hook(draw)
+    fit(model, *splits, dataclasses.replace(QUICK, accumulate=2, steps=3), out=tmp_path)
+    assert len(drawn) == len(set(drawn)) == 6
 
 
 # And does it learn?
@@ -789,9 +873,57 @@ def test_attacks_come_equally_often_if_that_is_asked_for(samples, tmp_path, monk
         fit(build("bands"), train, samples.subset(split="dev"), odd, out=tmp_path / "odd")
 
 
+def test_corpora_of_a_mixture_come_by_their_weights(samples, tmp_path):
+    full = samples.subset(kind="full")
+    u = full.utterances
+    mixed = dataclasses.replace(full, utterances=u.assign(corpus=np.where(np.arange(len(u)) % 3, "a", "b")))
+    train, dev = (mixed.subset(split=split) for split in ("train", "dev"))
+    config = dataclasses.replace(QUICK, epochs=2, batch_size=16, corpus_weights={"a": 3, "b": 1})
+    heard = []
+
+    class Noting(Detection):
+        def forward(self, batch, epoch=0, progress=1.0):
+            heard.extend(batch.utts)
+            return super().forward(batch, epoch, progress)
+
+    fit(build("bands"), train, dev, config, Noting, out=tmp_path / "a")
+    known = train.utterances.set_index("utt")
+    first, second = heard[: len(train)], heard[len(train) :]
+    assert len(second) == len(train) and sorted(first) != sorted(second)
+    for epoch in (first, second):
+        for _, part in known.loc[epoch].groupby("label"):
+            assert abs((part.corpus == "a").sum() - 0.75 * len(part)) <= 1
+    odd = dataclasses.replace(config, corpus_weights={"a": 1})
+    with pytest.raises(ValueError, match="without a weight"):
+        fit(build("bands"), train, dev, odd, out=tmp_path / "odd")
+
+
+def test_long_recordings_are_cut_to_a_random_length_in_batches_by_seconds(samples, tmp_path):
+    train = samples.subset(split="train", kind="full")
+    config = dataclasses.replace(QUICK, epochs=1, crop=1.2, crop_from=0.9, batch_seconds=12.0)
+    lengths = []
+
+    class Noting(Detection):
+        def forward(self, batch, epoch=0, progress=1.0):
+            assert batch.wave.numel() <= 12.0 * SAMPLE_RATE
+            lengths.extend((batch.lengths / SAMPLE_RATE).tolist())
+            return super().forward(batch, epoch, progress)
+
+    fit(build("bands"), train, samples.subset(split="dev", kind="full"), config, Noting, out=tmp_path)
+    short = train.utterances.duration[train.utterances.duration <= 1.2]
+    cut = np.sort(lengths)
+    assert len(cut) == len(train) and cut.max() <= 1.2
+    between = (cut > 0.9) & (cut < 1.2)
+    assert between.sum() > 0.5 * (len(train) - len(short)) and np.unique(cut).size > 50
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        ({"crop": None, "crop_from": 1.0}, "needs a crop to reach up to"),
+        ({"crop": 2.0, "crop_from": 1.0, "crop_policy": "random+tile"}, "a crop_policy that fills nothing"),
+        ({"crop": 2.0, "crop_from": 3.0}, "shortest crop has from 0 to 2.0 s"),
+        ({"corpus_weights": {"a": 1.0}, "balance_by": "attack"}, "both say what is drawn"),
         ({"sam": -0.1}, "a radius is not negative"),
         ({"ema": 1.0}, "a decay is at least 0 and below 1"),
         ({"windows": 0.0}, "windows is 0.0"),

@@ -34,7 +34,8 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """
     exact = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     possible = torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling()
-    if not exact or not possible or learns(x, layer):
+    plain = type(layer) is nn.Linear  # with an adapter around it, its weight is not all it does
+    if not (exact and possible and plain) or learns(x, layer):
         return layer(x)
     image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # one row high, with a channel for each feature
     y = torch.mkldnn_convolution(image, layer.weight[..., None, None], layer.bias, (0, 0), (1, 1), (1, 1), 1)
@@ -388,7 +389,8 @@ class FastEncoder(nn.Module):
         """The layer, or in training now and then nothing (layer drop)."""
         if layer.training and float(torch.rand(())) < self.config.layerdrop:
             return x
-        if self.checkpointing and torch.is_grad_enabled() and layer.training:
+        learns = layer.training or any(p.requires_grad for p in layer.parameters())
+        if self.checkpointing and torch.is_grad_enabled() and learns:
             return checkpoint(layer, x, keys, bias, use_reentrant=False)
         return layer(x, keys, bias)
 

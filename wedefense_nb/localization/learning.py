@@ -153,6 +153,11 @@ class Localization(Detection):
         whole = {"utterance_labels": batch.labels, "share": self.share} if self.share else {}
         return self.model.loss(batch.wave, batch.lengths, self.labels(batch), self.weights, cover, **whole)
 
+    def mass(self, batch: Batch) -> float:
+        """The class weights of its frames with labels, added up."""
+        labels = self.labels(batch)
+        return float(self.weights.to(labels.device)[labels[labels >= 0]].sum())
+
     def seen(self, batch: Batch) -> Tensor:
         """Spoof and bona fide frames (2,); `finish` makes the prior of frames of them."""
         labels = self.labels(batch)

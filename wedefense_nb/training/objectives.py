@@ -88,6 +88,14 @@ class Objective(nn.Module):
     def check_dev(self, dev: Manifest) -> None:
         """Refuse, with a ValueError, a dev set on which epochs cannot be chosen."""
 
+    def mass(self, batch: Batch) -> float:
+        """What a batch counts for where losses of several are averaged: its recordings, unless a kind says more.
+
+        A step's batch may be cut into parts, for several processes or to save memory. With what its own mean is
+        divided by, the loss of the whole is the mean of those of its parts.
+        """
+        return float(len(batch.utts))
+
     def seen(self, batch: Batch) -> Tensor:
         """What has to be counted in a batch (N,); training adds it up."""
         return torch.zeros(0)
@@ -158,6 +166,10 @@ class Detection(Objective):
             return None
         draws = spec_draws(utts, self.seed, epoch)
         return lambda feats, frames: self.masks(feats, frames, draws)
+
+    def mass(self, batch: Batch) -> float:
+        """The class weights of its recordings, added up."""
+        return float(self.weights.to(batch.labels.device)[batch.labels].sum())
 
     def seen(self, batch: Batch) -> Tensor:
         """Spoof and bona fide recordings (2,)."""

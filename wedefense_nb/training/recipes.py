@@ -302,7 +302,7 @@ def check_model(name: str, options: dict) -> None:
     if "upstream" not in options:
         build(name, **options)
         return
-    known = [*options_of(name), "head", "head_options"]
+    known = [*options_of(name), "head", "head_options", "adapter"]
     for option in options:
         if option not in known:
             raise unknown(f"option of {name}", option, known)

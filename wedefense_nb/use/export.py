@@ -43,6 +43,7 @@ from ..models.detector import Detector, load_model, weights_print
 from ..registry import Registry
 from ..scores.calibration import AffineCalibration, load_calibration
 from ..task import LABELS, label_ids
+from ..training.adapters import merged
 from ..understanding.reference import SHORTEST
 from .predict import Evidence, effective_number, plan_windows
 
@@ -454,7 +455,7 @@ def deployable(folder, raw: bool = False) -> tuple[Deployable, dict[str, str]]:
         As `load_model`.
     """
     folder = Path(folder)
-    model = load_model(folder).eval()
+    model = merged(load_model(folder)).eval()
     local = isinstance(model, Localizer)
     evidence = Evidence.load(folder) if (folder / "evidence.json").is_file() and not local else None
     line = None
