@@ -2,7 +2,7 @@
 
 Each file of params/ whose path has one of the words is executed headlessly, as its command would do it; without
 words all but those of the embedded corpus. Small are: the upstream, of random weights in place of the published
-one; the corpus, two dozen recordings of data_samples; the training, a step or two. Recipe, model and its options,
+one; the corpus, three dozen recordings of data_samples; the training, a step or two; fixed lengths, a second. Recipe, model and its options,
 stages, schedule, policy and how crops are made are what the file says. A table of what ran comes out, and a last
 line with the count. Files that differ by nothing but what was made small run once. Five minutes on one core; the
 exit code is 1 if any failed.
@@ -77,6 +77,8 @@ def smaller(file: Path, values: dict, corpus: Path, out: Path) -> dict:
         return values | {"size": "tiny", "encoder_options": {}, "task_options": values["task_options"] | few}
     if "upstream" in values["model_options"]:
         values["model_options"] = values["model_options"] | {"upstream": SMALL}
+    if "samples" in values["model_options"]:
+        values["model_options"] = values["model_options"] | {"samples": 16_000}
     stages = []
     for stage in values.get("stages", []):
         top = ["top 1" if part.startswith("top ") else part for part in stage.get("learn", [])]
