@@ -1,8 +1,8 @@
 """The demo that runs in the browser alone, as one static folder: `python tools/site/demo/build.py --out OUT`.
 
 The detector is a model folder (`--model`), or one that the recipe `detection` trains on `data_samples` first (some
-minutes). onnxruntime-web comes from npm, in one pinned version whose hash is checked, and is kept in build/. The folder
-works from any file server: `python -m http.server --directory OUT`.
+minutes). onnxruntime-web comes from npm, in one pinned version whose hash is checked, and is kept in build/. The
+folder works from any file server: `python -m http.server --directory OUT`.
 """
 
 import argparse
@@ -24,7 +24,9 @@ from wedefense_nb.use.predict import WORDS
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent.parent
 VERSION = "1.30.0"
-INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # sha512, of npm
+INTEGRITY = (
+    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # sha512, of npm
+)
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 PAGE = ("index.html", "page.css", "page.js", "judge.js", "sound.js", "worker.js", "recorder.js")
 TOY = (
@@ -122,7 +124,9 @@ def train(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="Folder of a calibrated detector; without it a small one is trained.")
+    parser.add_argument(
+        "--model", type=Path, help="Folder of a calibrated detector; without it a small one is trained."
+    )
     parser.add_argument("--note", help="What visitors must know of the model, in a sentence.")
     parser.add_argument("--out", type=Path, required=True, help="The folder that is made.")
     chosen = parser.parse_args()
