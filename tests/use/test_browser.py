@@ -51,7 +51,7 @@ def page(folder):
 
 def test_the_page_is_complete_and_bound_to_its_own_site(page):
     found = {path.name for path in page.iterdir()}
-    assert found == {*maker.PAGE, "look.css", "model.onnx", "settings.json"}
+    assert found == {*maker.PAGE, "look.css", "model.onnx", "settings.json", "examples"}
     html = (page / "index.html").read_text()
     policy = dict(
         re.findall(r"([\w-]+) ([^;]+)", re.search(r'Content-Security-Policy" content="([^"]+)"', html)[1])
@@ -75,6 +75,7 @@ def test_the_script_is_told_what_reports_say(page, folder):
     told = json.loads((page / "settings.json").read_text())
     assert told["words"][0] == [2, "says nothing either way"] and told["words"][-1][0] is None
     assert 0.5 in told["priors"] and 1.0 in told["costs"] and told["card"] == "# <b>A card</b>\n"
+    assert len(told["examples"]) == 3 and all((page / "examples" / name).is_file() for _, name in told["examples"])
     assert told["model_bytes"] == (page / "model.onnx").stat().st_size
     sound = (SOURCES / "sound.js").read_text()
     for name, value in (("WIDTH", "lowpass_filter_width"), ("ROLLOFF", "rolloff"), ("BETA", "beta")):
@@ -177,9 +178,12 @@ def test_it_says_what_python_says(visited, folder, samples, tmp_path):
     wave = np.concatenate([*sounds, sounds[0]]) + 1e-3 * rng.normal(size=110000)
     sf.write(tmp_path / "pause.wav", np.stack([wave, 0.5 * wave], 1), 22050)
     predictor = Predictor.from_folder(folder)
+    one(visited, "#examples button").click()
+    assert math.isfinite(answered(visited))
     for path in (voice, tmp_path / "pause.wav"):
         judged = predictor.detect(path)
         choose(visited, path)
+        wait(visited, lambda b: one(b, "#name").text == path.name)  # noqa: B023
         assert answered(visited) == pytest.approx(judged.llr, abs=1e-3)
         assert f"{judged.quality.speech:.2f} s" in one(visited, "#quality").text
         assert judged.sha256 in one(visited, "#audit").text
@@ -192,7 +196,7 @@ def test_a_reader_moves_plays_and_reads(visited, folder, samples):
     choose(visited, voice)
     llr = answered(visited)
     assert one(visited, "#verdict").get_attribute("data-decision") == ("bonafide" if llr >= 0 else "spoof")
-    priors = json.loads(json.dumps(maker.report.PRIOR_STEPS))
+    priors = maker.report.PRIOR_STEPS
     words = set()
     for at in (0, len(priors) - 1, 12):
         move(visited, "prior", at)
@@ -216,11 +220,12 @@ def test_a_reader_moves_plays_and_reads(visited, folder, samples):
     line.send_keys(Keys.END, Keys.HOME, Keys.ARROW_RIGHT)
     visited.execute_script("document.querySelector('#sound').pause()")
     assert 0.1 <= float(line.get_attribute("aria-valuenow")) < seconds
-    visited.set_window_size(500, 900)  # Chromium goes no narrower than this without a frame
+    phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    visited.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     try:
-        assert visited.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert visited.execute_script("return document.documentElement.scrollWidth") == 390
     finally:
-        visited.set_window_size(900, 900)
+        visited.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_what_cannot_be_judged_is_told(visited, tmp_path):

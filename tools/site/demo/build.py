@@ -18,6 +18,7 @@ from pathlib import Path
 
 from wedefense_nb.files import atomic
 from wedefense_nb.use import report
+from wedefense_nb.use.demo import examples
 from wedefense_nb.use.export import Deployed, export_model
 from wedefense_nb.use.predict import WORDS
 
@@ -30,8 +31,8 @@ INTEGRITY = (
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 PAGE = ("index.html", "page.css", "page.js", "judge.js", "sound.js", "worker.js", "recorder.js")
 TOY = (
-    "The detector on this page is for learning only: it was trained on 20 minutes of synthetic speech in which "
-    "concatenative voices play the real ones, and it has never heard a human being."
+    "The detector on this page is for learning only: it was trained on a few hundred synthetic recordings, in "
+    "which concatenative voices play the real ones, and it has never heard a human being."
 )
 
 
@@ -101,6 +102,10 @@ def page(folder: Path, out: Path, note: str) -> None:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     wasm = out / RUNTIME[1]
     facts = settings(model, note, text, wasm.stat().st_size if wasm.is_file() else 14_000_000)
+    (out / "examples").mkdir(exist_ok=True)
+    facts["examples"] = [[label, path.name] for label, path in examples().items()]
+    for path in examples().values():
+        shutil.copy(path, out / "examples")
     (out / "settings.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -135,7 +140,7 @@ def main() -> None:
     note = chosen.note if chosen.note is not None else ("" if chosen.model else TOY)
     model = chosen.model or train(ROOT / "build/demo-model")
     build(model, chosen.out, note)
-    size = sum(path.stat().st_size for path in chosen.out.iterdir()) / 1e6
+    size = sum(path.stat().st_size for path in chosen.out.rglob("*") if path.is_file()) / 1e6
     print(f"{chosen.out}: {size:.0f} MB; look at it: python -m http.server --directory {chosen.out}")
 
 

@@ -314,15 +314,19 @@ function draw(windows, seconds) {
   const x = (t) => (1000 * t / seconds).toFixed(1);
   const steps = llrs.map((llr, i) => `V${(60 - 56 * llr / limit).toFixed(1)}H${x(edges[i + 1])}`).join('');
   document.querySelectorAll('.area').forEach((path) => path.setAttribute('d', `M${x(edges[0])} 60${steps}V60Z`));
-  const grey = windows.filter((w) => !w.counted).map((w) => {
+  const grey = [];
+  for (const w of windows.filter((one) => !one.counted)) {
+    if (grey.length && w.start <= grey.at(-1).end) { grey.at(-1).end = w.end; } else { grey.push({ ...w }); }
+  }
+  one('#skipped').replaceChildren(...grey.map((w) => {
     const box = document.createElementNS(SVG, 'rect');
     box.setAttribute('class', 'skipped');
     box.setAttribute('x', x(w.start));
     box.setAttribute('width', x(w.end - w.start));
     box.setAttribute('height', 120);
     return box;
-  });
-  one('#skipped').replaceChildren(...grey);
+  }));
+  one('#grey').hidden = grey.length === 0;
   document.querySelectorAll('.limit').forEach((place) => { place.textContent = limit; });
   const order = windows.map((_, i) => i).sort((i, j) => llrs[i] - llrs[j]);
   const [low, high] = [order[0], order.at(-1)];
@@ -397,6 +401,19 @@ for (const name of ['dragover', 'dragleave', 'drop']) {
     drop.classList.toggle('over', name === 'dragover');
     if (name === 'drop') { take(event.dataTransfer.files[0]); }
   });
+}
+
+one('#examples').hidden = settings.examples.length === 0;
+for (const [label, name] of settings.examples) {
+  const button = document.createElement('button');
+  button.type = 'button';
+  button.textContent = label;
+  button.addEventListener('click', () => judge(name, async () => {
+    const reply = await fetch(`examples/${encodeURIComponent(name)}`);
+    if (!reply.ok) { throw new Error(`is missing from this site (${reply.status})`); }
+    return waveOf(await reply.blob());
+  }));
+  one('#examples').append(' ', button);
 }
 
 let taped = null; // what is being recorded
