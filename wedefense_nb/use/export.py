@@ -21,6 +21,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ from ..features.sinc import SincBank
 from ..files import atomic
 from ..localization.localizers import Localizer
 from ..metrics import eer
-from ..models.aasist import GraphEncoder
+from ..models.aasist import GraphEncoder, GraphPool
 from ..models.detector import Detector, load_model, weights_print
+from ..models.ssl_networks import TimeGate
 from ..registry import Registry
 from ..scores.calibration import AffineCalibration, load_calibration
 from ..task import LABELS, label_ids
@@ -245,6 +247,25 @@ def _sinc(bank: SincBank, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor
     x = nn.functional.max_pool2d(x[:, None], (bank.group, bank.pool))[:, 0].transpose(1, 2)
     return x * frame_mask(frames, x.shape[1])[..., None], frames
 
+
+def _graph_pool(pool: GraphPool, h: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """With a width of whole numbers, now and then one more than are kept, which the mask takes away."""
+    share = Fraction(pool.ratio).limit_denominator(1000)
+    width = torch.sym_max(1, h.shape[1] * share.numerator // share.denominator)
+    score = pool.proj(h)[..., 0]
+    ranked = score.masked_fill(~frame_mask(counts, h.shape[1]), -torch.inf)
+    best = ranked.sort(descending=True, stable=True).indices[:, :width, None]
+    counts = (counts.double() * pool.ratio).long().clamp(min=1)
+    h = (h * torch.sigmoid(score)[..., None]).gather(1, best.expand(-1, -1, h.shape[2]))
+    return h * frame_mask(counts, width)[..., None], counts
+
+
+def _all_neighbours(gate: TimeGate, x: Tensor) -> Tensor:
+    """With the whole kernel: neighbours that do not exist are zeros."""
+    rows = x.transpose(1, 2).flatten(0, 1)[:, None]
+    sums = nn.functional.conv1d(rows, gate.weight, gate.bias, padding=gate.steps - 1)
+    return sums[:, 0].unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
 # %% ../../nbs/9_use/03_export.ipynb #expo0017
 _RULES: dict[Any, Callable] = {  # how a bound on lengths becomes one on what is computed from them
     Tensor.__add__: operator.add,
@@ -322,6 +343,7 @@ def _swaps() -> list[tuple[Any, str, Any]]:
     """What is replaced: (module or class, name, what replaces it)."""
     found: list[tuple[Any, str, Any]] = [(kind, "forward", _packed(kind)) for kind in (nn.LSTM, nn.GRU)]
     found += [(SincBank, "forward", _sinc), (GraphEncoder, "_cache_is_small", lambda self, feats: False)]
+    found += [(GraphPool, "forward", _graph_pool), (TimeGate, "_by_distance", _all_neighbours)]
     found.append((torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext()))  # files are in float32
     functions = {
         "check_batch": _check_batch,
