@@ -44,6 +44,7 @@ from ..models.detector import Detector, load_model, weights_print
 from ..models.ssl_networks import TimeGate
 from ..registry import Registry
 from ..scores.calibration import AffineCalibration, load_calibration
+from ..scores.comparison import paired_test
 from ..task import LABELS, label_ids
 from ..understanding.reference import SHORTEST
 from .predict import Evidence, effective_number, plan_windows
@@ -249,9 +250,9 @@ def _sinc(bank: SincBank, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor
 
 
 def _graph_pool(pool: GraphPool, h: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """With a width of whole numbers, now and then one more than are kept, which the mask takes away."""
+    """With a width of whole numbers, and of 2 at least: what it has more than are kept the mask takes away."""
     share = Fraction(pool.ratio).limit_denominator(1000)
-    width = torch.sym_max(1, h.shape[1] * share.numerator // share.denominator)
+    width = torch.sym_max(2, h.shape[1] * share.numerator // share.denominator)
     score = pool.proj(h)[..., 0]
     ranked = score.masked_fill(~frame_mask(counts, h.shape[1]), -torch.inf)
     best = ranked.sort(descending=True, stable=True).indices[:, :width, None]
@@ -912,7 +913,7 @@ def quantise(path, out) -> Path:
     return Path(out)
 
 
-def quantisation_cost(exact, small, manifest: Manifest) -> pd.DataFrame:
+def quantisation_cost(exact, small, manifest: Manifest, n: int = 1000) -> pd.DataFrame:
     """What an exported detector loses in another form: size, EER, and how far its scores move.
 
     Parameters
@@ -921,22 +922,25 @@ def quantisation_cost(exact, small, manifest: Manifest) -> pd.DataFrame:
         Two exported files of one model.
     manifest : Manifest
         Recordings of both classes.
+    n : int
+        Replicates of the paired bootstrap over recordings.
 
     Returns
     -------
     pandas.DataFrame
-        A row a file: `kilobytes`, `eer` (a fraction), `moved` (largest difference of scores from the first).
+        A row a file: `kilobytes`, `eer` (a fraction), `moved` (largest difference of scores from the first); of the
+        second file also `change`, its EER minus the first one's, with its 95 % interval `low` and `high`.
     """
     waves = [load(path)[0] for path in manifest.paths()]
     labels = label_ids(manifest.utterances.label)
-    rows: list[list[Any]] = []
-    first = None
-    for path in (exact, small):
-        model = Deployed(path)
-        scores = np.array([float(model(wave[None])["score"][0]) for wave in waves])
-        first = scores if first is None else first
-        rows.append([Path(path).stat().st_size / 1000, eer(scores, labels), float(np.abs(scores - first).max())])
-    return pd.DataFrame(rows, columns=["kilobytes", "eer", "moved"], index=["exact", "small"])
+    models = [Deployed(path) for path in (exact, small)]
+    scores = np.array([[float(model(wave[None])["score"][0]) for wave in waves] for model in models])
+    change = paired_test("eer", scores[1], scores[0], labels, n=n)
+    table = pd.DataFrame(index=["exact", "small"])
+    table["kilobytes"] = [Path(path).stat().st_size / 1000 for path in (exact, small)]
+    table["eer"] = [eer(row, labels) for row in scores]
+    table["moved"] = np.abs(scores - scores[0]).max(axis=1)
+    return table.assign(change=[math.nan, change.value], low=[math.nan, change.low], high=[math.nan, change.high])
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0043
 @dataclass
