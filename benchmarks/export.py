@@ -15,7 +15,16 @@ from wedefense_nb.data.manifest import Manifest
 from wedefense_nb.files import locate
 from wedefense_nb.models.detector import DETECTORS, LOCALIZERS, build
 from wedefense_nb.understanding.reference import SHORTEST
-from wedefense_nb.use.export import SUFFIXES, Deployable, Deployed, export_model, parity, quantisation_cost, quantise, write
+from wedefense_nb.use.export import (
+    SUFFIXES,
+    Deployable,
+    Deployed,
+    export_model,
+    parity,
+    quantisation_cost,
+    quantise,
+    write,
+)
 
 
 def eight_bits(folder: Path, data: str, split: str) -> None:
