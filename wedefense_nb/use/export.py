@@ -37,7 +37,9 @@ from ..data.batches import frame_mask
 from ..data.manifest import Manifest
 from ..features.sinc import SincBank
 from ..files import atomic
+from ..localization.boundaries import WindowPool
 from ..localization.localizers import Localizer
+from ..localization.refinement import GroupMean, ResemblingNet
 from ..metrics import eer
 from ..models.aasist import GraphEncoder, GraphPool
 from ..models.detector import Detector, load_model, weights_print
@@ -255,10 +257,29 @@ def _graph_pool(pool: GraphPool, h: Tensor, counts: Tensor) -> tuple[Tensor, Ten
     width = torch.sym_max(2, h.shape[1] * share.numerator // share.denominator)
     score = pool.proj(h)[..., 0]
     ranked = score.masked_fill(~frame_mask(counts, h.shape[1]), -torch.inf)
-    best = ranked.sort(descending=True, stable=True).indices[:, :width, None]
+    best = ranked.sort(dim=1, descending=True).indices[:, :width, None]
     counts = (counts.double() * pool.ratio).long().clamp(min=1)
     h = (h * torch.sigmoid(score)[..., None]).gather(1, best.expand(-1, -1, h.shape[2]))
     return h * frame_mask(counts, width)[..., None], counts
+
+
+def _groups(x: Tensor, size: int, value: float = 0.0) -> Tensor:
+    """Frames (B, F, D) in groups (B, N, size, D), the last of which is filled up, without asking what is missing."""
+    n = (x.shape[1] + size - 1) // size
+    return nn.functional.pad(x, (0, 0, 0, size - 1), value=value)[:, : n * size].unflatten(1, (n, size))
+
+
+def _group_mean(group: GroupMean, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    mask = frame_mask(frames, x.shape[1])[..., None]
+    sums, counts = (_groups(y, group.size).sum(2) for y in (x * mask, mask.to(x)))
+    return sums / counts.clamp(min=1), (frames + group.size - 1) // group.size
+
+
+def _window_pool(pool: WindowPool, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    mask = frame_mask(frames, x.shape[1])[..., None]
+    least = torch.finfo(x.dtype).min
+    scores = _groups(torch.tanh(x @ pool.weights).masked_fill(~mask, least), pool.size, least)
+    return (scores.softmax(2) * _groups(x * mask, pool.size)).sum(2), (frames + pool.size - 1) // pool.size
 
 
 def _all_neighbours(gate: TimeGate, x: Tensor) -> Tensor:
@@ -345,6 +366,8 @@ def _swaps() -> list[tuple[Any, str, Any]]:
     found: list[tuple[Any, str, Any]] = [(kind, "forward", _packed(kind)) for kind in (nn.LSTM, nn.GRU)]
     found += [(SincBank, "forward", _sinc), (GraphEncoder, "_cache_is_small", lambda self, feats: False)]
     found += [(GraphPool, "forward", _graph_pool), (TimeGate, "_by_distance", _all_neighbours)]
+    found += [(GroupMean, "forward", _group_mean), (WindowPool, "forward", _window_pool)]
+    found.append((ResemblingNet, "forward", lambda net, feats, frames: net.both(feats, frames)[:2]))  # uncut
     found.append((torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext()))  # files are in float32
     functions = {
         "check_batch": _check_batch,
@@ -603,9 +626,6 @@ REASONS = {  # of models that some formats cannot hold: which formats, and why
     "aasist": (("torchscript", "onnx"), "its positions are computed from a length as a real number"),
     "aasist_l": (("torchscript", "onnx"), "its positions are computed from a length as a real number"),
     "ssl_aasist": (("torchscript", "onnx"), "its positions are computed from a length as a real number"),
-    "frame_gmlp": (("onnx",), "its gate over time is not translated to ONNX"),
-    "multi_gmlp": (("onnx",), "its gate over time is not translated to ONNX"),
-    "ssl_gmlp": (("onnx",), "its gate over time is not translated to ONNX"),
     "bam": (_ALL, "its boundaries are cut at places that depend on the length"),
     "tdl": (_ALL, "its boundaries are cut at places that depend on the length"),
     "cam_plus_plus": _LENGTH,
