@@ -264,7 +264,7 @@ def _graph_pool(pool: GraphPool, h: Tensor, counts: Tensor) -> tuple[Tensor, Ten
 
 
 def _groups(x: Tensor, size: int, value: float = 0.0) -> Tensor:
-    """Frames (B, F, D) in groups (B, N, size, D), the last of which is filled up, without asking what is missing."""
+    """Frames (B, F, D) in groups (B, N, size, D), the last filled up, without asking how much is missing."""
     n = (x.shape[1] + size - 1) // size
     return nn.functional.pad(x, (0, 0, 0, size - 1), value=value)[:, : n * size].unflatten(1, (n, size))
 
@@ -623,11 +623,7 @@ _METADATA = "metadata.json"
 _ALL = ("torchscript", "pt2", "onnx")
 _LENGTH = (_ALL, "its graph would hold for one length of recordings only")
 REASONS = {  # of models that some formats cannot hold: which formats, and why
-    "aasist": (("torchscript", "onnx"), "its positions are computed from a length as a real number"),
-    "aasist_l": (("torchscript", "onnx"), "its positions are computed from a length as a real number"),
-    "ssl_aasist": (("torchscript", "onnx"), "its positions are computed from a length as a real number"),
-    "bam": (_ALL, "its boundaries are cut at places that depend on the length"),
-    "tdl": (_ALL, "its boundaries are cut at places that depend on the length"),
+    "bam": _LENGTH,
     "cam_plus_plus": _LENGTH,
     "cfprf": _LENGTH,
     "rawnet2": _LENGTH,
@@ -948,8 +944,8 @@ def quantisation_cost(exact, small, manifest: Manifest, n: int = 1000) -> pd.Dat
     Returns
     -------
     pandas.DataFrame
-        A row a file: `kilobytes`, `eer` (a fraction), `moved` (largest difference of scores from the first); of the
-        second file also `change`, its EER minus the first one's, with its 95 % interval `low` and `high`.
+        A row a file: `kilobytes`, `eer` (a fraction), `moved` (largest difference of scores from the first); of
+        the second file also `change`, its EER minus the first one's, with its 95 % interval `low` and `high`.
     """
     waves = [load(path)[0] for path in manifest.paths()]
     labels = label_ids(manifest.utterances.label)
