@@ -623,7 +623,6 @@ _METADATA = "metadata.json"
 _ALL = ("torchscript", "pt2", "onnx")
 _LENGTH = (_ALL, "its graph would hold for one length of recordings only")
 REASONS = {  # of models that some formats cannot hold: which formats, and why
-    "bam": _LENGTH,
     "cam_plus_plus": _LENGTH,
     "cfprf": _LENGTH,
     "rawnet2": _LENGTH,
