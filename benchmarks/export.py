@@ -1,4 +1,7 @@
-"""Parity and time of exported models: `python benchmarks/export.py lcnn_lstm resnet18 ...`."""
+"""Parity and time of exported models: `python benchmarks/export.py lcnn_lstm resnet18 ...`.
+
+What eight bits cost a model that was trained: `python benchmarks/export.py --int8 runs/detection/model`.
+"""
 
 import argparse
 import tempfile
@@ -8,9 +11,28 @@ import numpy as np
 import torch
 from timing import best
 
+from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.files import locate
 from wedefense_nb.models.detector import DETECTORS, LOCALIZERS, build
 from wedefense_nb.understanding.reference import SHORTEST
-from wedefense_nb.use.export import SUFFIXES, Deployable, Deployed, parity, write
+from wedefense_nb.use.export import (
+    SUFFIXES,
+    Deployable,
+    Deployed,
+    export_model,
+    parity,
+    quantisation_cost,
+    quantise,
+    write,
+)
+
+
+def eight_bits(folder: Path, data: str, split: str) -> None:
+    """Print `quantisation_cost` of a model folder."""
+    with tempfile.TemporaryDirectory() as tmp:
+        exact = export_model(folder, Path(tmp) / "model.onnx")
+        small = quantise(exact, Path(tmp) / "model.int8.onnx")
+        print(quantisation_cost(exact, small, Manifest.read(locate(data)).subset(split=split)).to_string())
 
 
 def main() -> None:
@@ -18,7 +40,13 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="Names; all by default.")
     parser.add_argument("--seconds", type=float, default=4.0, help="Of the wave that is timed.")
     parser.add_argument("--formats", nargs="+", default=["torchscript", "pt2", "onnx"])
+    parser.add_argument("--int8", type=Path, metavar="FOLDER", help="A calibrated detector; nothing else is done.")
+    parser.add_argument("--data", default="data_samples", help="With --int8: a manifest folder.")
+    parser.add_argument("--split", default="eval", help="With --int8: the split that is scored.")
     chosen = parser.parse_args()
+    if chosen.int8:
+        eight_bits(chosen.int8, chosen.data, chosen.split)
+        return
     torch.set_num_threads(1)
     wave = 0.1 * np.random.default_rng(0).normal(size=(1, round(16000 * chosen.seconds))).astype(np.float32)
     suffixes = {kind: suffix for suffix, kind in SUFFIXES.items()}

@@ -15,8 +15,10 @@ from tests.localization.test_promises import SMALL as SMALL_LOCALIZERS
 from tests.localization.test_promises import options as localizer_options
 from tests.models.test_promises import SMALL
 from wedefense_nb.localization.localizers import Localizer
+from wedefense_nb.models.aasist import GraphPool
 from wedefense_nb.models.cnn import LCNN
 from wedefense_nb.models.detector import DETECTORS, LOCALIZERS, build, save_model
+from wedefense_nb.models.ssl_networks import TimeGate
 from wedefense_nb.scores.calibration import AffineCalibration, PAVCalibration, save_calibration
 from wedefense_nb.use import export
 from wedefense_nb.use.export import (
@@ -102,6 +104,21 @@ def test_rows_need_no_packing(kind):
             last = last[0] if isinstance(last, tuple) else last
             assert torch.allclose(got[row, :n], want[0], atol=1e-6)
             assert torch.allclose(states[:, row], last[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [3, 29, 90])  # 0.7 of 90 is 62 in numbers of a computer
+def test_gates_and_pools_of_any_length_say_the_same(n):
+    torch.manual_seed(0)
+    pool, gate = GraphPool(8, 0.7).eval(), TimeGate(8, steps=20).eval()
+    h, frames = torch.randn(2, n, 8), torch.tensor([n, n // 2])
+    with torch.no_grad():
+        want, counts = pool(h, frames)
+        sums = gate(h, frames)
+        with rewritten():
+            got, same = pool(h, frames)
+            assert torch.allclose(gate(h, frames), sums, atol=1e-6)
+    assert torch.equal(same, counts) and want.shape[1] <= got.shape[1] <= max(2, want.shape[1] + 1)
+    assert torch.equal(got[:, : want.shape[1]], want) and not got[:, want.shape[1] :].any()
 
 
 CHEAP = ["bands", "lcnn_lstm", "xvector", "ssl_linear", "frame_linear", "frame_gmlp", "trace"]
@@ -245,7 +262,7 @@ def test_what_a_format_cannot_hold_is_refused_with_a_reason(tmp_path):
     table = parity(Deployable(model), ("pt2",))  # and truly so
     assert np.isnan(table.difference[0]) and "samples" in table.reason[0]
     gates = Deployable(build("frame_gmlp", **localizer_options("frame_gmlp")).eval())
-    table = parity(gates, ("torchscript",))
+    table = parity(gates, ("onnx",))
     assert table.difference[0] <= 1e-4
 
 
@@ -258,6 +275,13 @@ def test_eight_bits_change_scores_little(files, tmp_path):
     wave = noise(2, 20000)
     exact, rough = (Deployed(path)(wave)["score"] for path in (files["onnx"], small))
     assert 0 < np.abs(exact - rough).max() < 0.01
+
+
+def test_the_cost_of_eight_bits_is_paired(files, few):
+    part = few.subset(split="dev", utt=list(few.subset(split="dev").utterances.groupby("label").head(4).utt))
+    table = export.quantisation_cost(files["onnx"], files["onnx"], part, n=50)
+    assert (table.moved == 0).all() and table.eer["small"] == table.eer["exact"]
+    assert table.loc["small", ["change", "low", "high"]].tolist() == [0, 0, 0] and np.isnan(table.low["exact"])
 
 
 @pytest.mark.parametrize("size", [3000, 16000, 16001, 50123])

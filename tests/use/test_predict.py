@@ -310,7 +310,8 @@ def test_without_a_reference_it_is_said_so(folder, samples, tmp_path):
     judged = Predictor.from_folder(bare).detect(samples.paths()[0])
     assert judged.decision != CANNOT_SAY and "without reference statistics" in judged.caveats[0]
     assert math.isnan(judged.low) and json.loads(judged.to_json())["low"] is None
-    assert len(judged.text().splitlines()) == 5
+    assert len(judged.text().splitlines()) == 5 and f"(LLR {judged.llr:+.2f})." in judged.text()
+    assert "nan" not in judged.text().lower()
 
 
 # Models

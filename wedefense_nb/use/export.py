@@ -21,6 +21,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,16 @@ from ..data.batches import frame_mask
 from ..data.manifest import Manifest
 from ..features.sinc import SincBank
 from ..files import atomic
+from ..localization.boundaries import WindowPool
 from ..localization.localizers import Localizer
+from ..localization.refinement import GroupMean, ResemblingNet
 from ..metrics import eer
-from ..models.aasist import GraphEncoder
+from ..models.aasist import GraphEncoder, GraphPool
 from ..models.detector import Detector, load_model, weights_print
+from ..models.ssl_networks import TimeGate
 from ..registry import Registry
 from ..scores.calibration import AffineCalibration, load_calibration
+from ..scores.comparison import paired_test
 from ..task import LABELS, label_ids
 from ..training.adapters import merged
 from ..understanding.reference import SHORTEST
@@ -246,6 +251,44 @@ def _sinc(bank: SincBank, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor
     x = nn.functional.max_pool2d(x[:, None], (bank.group, bank.pool))[:, 0].transpose(1, 2)
     return x * frame_mask(frames, x.shape[1])[..., None], frames
 
+
+def _graph_pool(pool: GraphPool, h: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """With a width of whole numbers, and of 2 at least: what it has more than are kept the mask takes away."""
+    share = Fraction(pool.ratio).limit_denominator(1000)
+    width = torch.sym_max(2, h.shape[1] * share.numerator // share.denominator)
+    score = pool.proj(h)[..., 0]
+    ranked = score.masked_fill(~frame_mask(counts, h.shape[1]), -torch.inf)
+    best = ranked.sort(dim=1, descending=True).indices[:, :width, None]
+    counts = (counts.double() * pool.ratio).long().clamp(min=1)
+    h = (h * torch.sigmoid(score)[..., None]).gather(1, best.expand(-1, -1, h.shape[2]))
+    return h * frame_mask(counts, width)[..., None], counts
+
+
+def _groups(x: Tensor, size: int, value: float = 0.0) -> Tensor:
+    """Frames (B, F, D) in groups (B, N, size, D), the last filled up, without asking how much is missing."""
+    n = (x.shape[1] + size - 1) // size
+    return nn.functional.pad(x, (0, 0, 0, size - 1), value=value)[:, : n * size].unflatten(1, (n, size))
+
+
+def _group_mean(group: GroupMean, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    mask = frame_mask(frames, x.shape[1])[..., None]
+    sums, counts = (_groups(y, group.size).sum(2) for y in (x * mask, mask.to(x)))
+    return sums / counts.clamp(min=1), (frames + group.size - 1) // group.size
+
+
+def _window_pool(pool: WindowPool, x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    mask = frame_mask(frames, x.shape[1])[..., None]
+    least = torch.finfo(x.dtype).min
+    scores = _groups(torch.tanh(x @ pool.weights).masked_fill(~mask, least), pool.size, least)
+    return (scores.softmax(2) * _groups(x * mask, pool.size)).sum(2), (frames + pool.size - 1) // pool.size
+
+
+def _all_neighbours(gate: TimeGate, x: Tensor) -> Tensor:
+    """With the whole kernel: neighbours that do not exist are zeros."""
+    rows = x.transpose(1, 2).flatten(0, 1)[:, None]
+    sums = nn.functional.conv1d(rows, gate.weight, gate.bias, padding=gate.steps - 1)
+    return sums[:, 0].unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
 # %% ../../nbs/9_use/03_export.ipynb #expo0017
 _RULES: dict[Any, Callable] = {  # how a bound on lengths becomes one on what is computed from them
     Tensor.__add__: operator.add,
@@ -323,6 +366,9 @@ def _swaps() -> list[tuple[Any, str, Any]]:
     """What is replaced: (module or class, name, what replaces it)."""
     found: list[tuple[Any, str, Any]] = [(kind, "forward", _packed(kind)) for kind in (nn.LSTM, nn.GRU)]
     found += [(SincBank, "forward", _sinc), (GraphEncoder, "_cache_is_small", lambda self, feats: False)]
+    found += [(GraphPool, "forward", _graph_pool), (TimeGate, "_by_distance", _all_neighbours)]
+    found += [(GroupMean, "forward", _group_mean), (WindowPool, "forward", _window_pool)]
+    found.append((ResemblingNet, "forward", lambda net, feats, frames: net.both(feats, frames)[:2]))  # uncut
     found.append((torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext()))  # files are in float32
     functions = {
         "check_batch": _check_batch,
@@ -578,14 +624,6 @@ _METADATA = "metadata.json"
 _ALL = ("torchscript", "pt2", "onnx")
 _LENGTH = (_ALL, "its graph would hold for one length of recordings only")
 REASONS = {  # of models that some formats cannot hold: which formats, and why
-    "aasist": (("torchscript", "onnx"), "its positions are computed from a length as a real number"),
-    "aasist_l": (("torchscript", "onnx"), "its positions are computed from a length as a real number"),
-    "ssl_aasist": (("torchscript", "onnx"), "its positions are computed from a length as a real number"),
-    "frame_gmlp": (("onnx",), "its gate over time is not translated to ONNX"),
-    "multi_gmlp": (("onnx",), "its gate over time is not translated to ONNX"),
-    "ssl_gmlp": (("onnx",), "its gate over time is not translated to ONNX"),
-    "bam": (_ALL, "its boundaries are cut at places that depend on the length"),
-    "tdl": (_ALL, "its boundaries are cut at places that depend on the length"),
     "cam_plus_plus": _LENGTH,
     "cfprf": _LENGTH,
     "rawnet2": _LENGTH,
@@ -891,7 +929,7 @@ def quantise(path, out) -> Path:
     return Path(out)
 
 
-def quantisation_cost(exact, small, manifest: Manifest) -> pd.DataFrame:
+def quantisation_cost(exact, small, manifest: Manifest, n: int = 1000) -> pd.DataFrame:
     """What an exported detector loses in another form: size, EER, and how far its scores move.
 
     Parameters
@@ -900,22 +938,25 @@ def quantisation_cost(exact, small, manifest: Manifest) -> pd.DataFrame:
         Two exported files of one model.
     manifest : Manifest
         Recordings of both classes.
+    n : int
+        Replicates of the paired bootstrap over recordings.
 
     Returns
     -------
     pandas.DataFrame
-        A row a file: `kilobytes`, `eer` (a fraction), `moved` (largest difference of scores from the first).
+        A row a file: `kilobytes`, `eer` (a fraction), `moved` (largest difference of scores from the first); of
+        the second file also `change`, its EER minus the first one's, with its 95 % interval `low` and `high`.
     """
     waves = [load(path)[0] for path in manifest.paths()]
     labels = label_ids(manifest.utterances.label)
-    rows: list[list[Any]] = []
-    first = None
-    for path in (exact, small):
-        model = Deployed(path)
-        scores = np.array([float(model(wave[None])["score"][0]) for wave in waves])
-        first = scores if first is None else first
-        rows.append([Path(path).stat().st_size / 1000, eer(scores, labels), float(np.abs(scores - first).max())])
-    return pd.DataFrame(rows, columns=["kilobytes", "eer", "moved"], index=["exact", "small"])
+    models = [Deployed(path) for path in (exact, small)]
+    scores = np.array([[float(model(wave[None])["score"][0]) for wave in waves] for model in models])
+    change = paired_test("eer", scores[1], scores[0], labels, n=n)
+    table = pd.DataFrame(index=["exact", "small"])
+    table["kilobytes"] = [Path(path).stat().st_size / 1000 for path in (exact, small)]
+    table["eer"] = [eer(row, labels) for row in scores]
+    table["moved"] = np.abs(scores - scores[0]).max(axis=1)
+    return table.assign(change=[math.nan, change.value], low=[math.nan, change.low], high=[math.nan, change.high])
 
 # %% ../../nbs/9_use/03_export.ipynb #expo0043
 @dataclass

@@ -377,7 +377,9 @@ class Judgement:
             side = ("real", "fake") if self.llr > 0 else ("fake", "real")
             ratio = f"{often:.1f}" if often < 10 else f"{often:,.0f}"
             second = f"Evidence: {ratio} times as likely if {side[0]} as if {side[1]}; {in_words(self.llr)}"
-            second += f" (LLR {self.llr:+.2f}, 95 % from {self.low:+.2f} to {self.high:+.2f})."
+            known = math.isfinite(self.low) and math.isfinite(self.high)  # a calibration alone gives no interval
+            interval = f", 95 % from {self.low:+.2f} to {self.high:+.2f}" if known else ""
+            second += f" (LLR {self.llr:+.2f}{interval})."
             third = f"If {odds}: {self.posterior:.0%} real, {1 - self.posterior:.0%} fake"
             third += f" (a missed real one costs {self.c_miss:g}, an accepted fake {self.c_fa:g})."
         fourth = f"Heard: {self.quality.text()}."
