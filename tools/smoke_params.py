@@ -2,10 +2,10 @@
 
 Each file of params/ whose path has one of the words is executed headlessly, as its command would do it; without
 words all but those of the embedded corpus. Small are: the upstream, of random weights in place of the published
-one; the corpus, three dozen recordings of data_samples; the training, a step or two; fixed lengths, a second. Recipe, model and its options,
-stages, schedule, policy and how crops are made are what the file says. A table of what ran comes out, and a last
-line with the count. Files that differ by nothing but what was made small run once. Five minutes on one core; the
-exit code is 1 if any failed.
+one; the corpus, three dozen recordings of data_samples; the training, a step or two; fixed lengths, a second.
+Recipe, model and its options, stages, schedule, policy and how crops are made are what the file says. A table of
+what ran comes out, and a last line with the count. Files that differ by nothing but what was made small run once.
+Ten seconds of a core each; the exit code is 1 if any failed.
 """
 
 import argparse
