@@ -339,8 +339,8 @@ def probe_report(
     -------
     pandas.DataFrame
         `question`, `classes`, `recordings`, `groups`, `value` (balanced accuracy), `low`, `high` (95 %), `chance`,
-        and `known`: chance lies below the interval. Questions that cannot be asked, since there is one class or one
-        group only, are left out.
+        and `known`: chance lies below the interval. Questions with one class or one
+        group only are left out.
 
     Raises
     ------
