@@ -11,8 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wedefense_nb.data.audio import load
+from wedefense_nb.data.manifest import Manifest
 from wedefense_nb.features.spectra import make_front
+from wedefense_nb.localization.localizers import Localizer
 from wedefense_nb.models.detector import build
+from wedefense_nb.training.scoring import score
 from wedefense_nb.understanding.embeddings import (
     PROJECTIONS,
     balanced,
@@ -43,14 +47,31 @@ def test_a_table_has_the_vectors_the_facts_and_the_level(model, samples, tmp_pat
     points, scores = embed_all(model, part, progress=False)
     assert list(table.utt) == list(part.utterances.utt) and np.allclose(points_of(table), points, atol=1e-5)
     assert np.allclose(table.score, scores, atol=1e-5)
-    from wedefense_nb.data.audio import load
-
     waves = [load(path)[0] for path in part.paths()]
     assert np.allclose(table.level, [20 * np.log10(wave.std()) for wave in waves], atol=0.01)
     table.to_parquet(tmp_path / "t.parquet")
     assert np.allclose(points_of(pd.read_parquet(tmp_path / "t.parquet")), points_of(table))
     with pytest.raises(ValueError, match="no table of embeddings"):
         points_of(part.utterances)
+
+
+def test_embeddings_of_a_corpus_come_in_its_order(few):
+    part = few.subset(utt=list(few.utterances.utt[:9]))
+    model = build("bands").eval()
+    points, scores = embed_all(model, part, batch_size=4, progress=False)
+    assert np.allclose(scores, score(model, part, progress=False).score, atol=1e-5)
+    mixed = Manifest(part.utterances[::-1], root=part.root)
+    assert np.allclose(embed_all(model, mixed, progress=False)[0], points[::-1], atol=1e-5)
+
+
+def test_a_localizer_has_an_embedding_that_padding_does_not_change():
+    model = build("frame_lcnn_lstm").eval()
+    assert isinstance(model, Localizer)
+    wave = torch.randn(1, 12_000)
+    alone, own = embed_batch(model, wave, torch.tensor([12_000]))
+    padded = torch.cat([torch.nn.functional.pad(wave, (0, 8000)), torch.randn(1, 20_000)])
+    points, scores = embed_batch(model, padded, torch.tensor([12_000, 20_000]))
+    assert torch.allclose(points[0], alone[0], atol=1e-4) and torch.allclose(scores[0], own[0], atol=1e-4)
 
 
 def test_layers_are_means_of_their_own_frames(model):

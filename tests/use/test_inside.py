@@ -1,4 +1,4 @@
-"""The command `intervene`: what it prints and writes, and what a script can read from the exit code."""
+"""The commands `intervene` and `embed`: what they print and write, and a page that is driven in a browser."""
 
 import json
 
@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from tests.use.shell import quick
+from wedefense_nb.book import COLORS
 from wedefense_nb.data.audio import save
 from wedefense_nb.data.manifest import Manifest
+from wedefense_nb.features.upstreams import tiny_checkpoint
 from wedefense_nb.models.detector import build, save_model
+from wedefense_nb.understanding.embeddings import points_of
 from wedefense_nb.understanding.interventions import PLAN
+from wedefense_nb.use.commands.inside import map_page
 
 RATE = 16_000
 
@@ -75,3 +79,91 @@ def test_too_few_and_other_answers(place, model, tmp_path):
     localizer = save_model(build("frame_lcnn_lstm"), tmp_path / "localizer")
     done = quick("intervene", localizer, place)
     assert done.returncode == 1 and "a localizer" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def known(place, model, tmp_path_factory):
+    """What `embed` leaves."""
+    out = tmp_path_factory.mktemp("known") / "out"
+    done = quick("embed", model, place, "--maps", "pca", "-o", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_embed_leaves_vectors_probes_and_a_page(place, known):
+    out, said = known
+    table = pd.read_parquet(out / "embeddings.parquet")
+    assert points_of(table).shape == (24, 32) and list(table.utt) == list(Manifest.read(place).utterances.utt)
+    assert set(pd.read_csv(out / "probes.csv").question) == {"label", "level"}
+    assert "label" in said and "pca: " in said and "by chance 43%" in said
+
+
+def test_the_page_needs_nothing_from_outside(known):
+    text = (known[0] / "map.html").read_text(encoding="utf-8")
+    assert "default-src &#39;none&#39;" in text and "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in text
+
+
+def test_in_a_browser_a_point_plays_and_keys_are_enough(known, browser):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    browser.get_log("browser")
+    browser.get((known[0] / "map.html").as_uri())
+    circles = browser.find_elements(By.CSS_SELECTOR, "#field circle")
+    audio = browser.find_element(By.ID, "sound")
+    played = "const a = document.getElementById('sound'); return a.duration > 0.2 && a.dataset.utt"
+    assert len(circles) == 24 and [c.get_attribute("tabindex") for c in circles].count("0") == 1
+    browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('click'))", circles[5])
+    WebDriverWait(browser, 10).until(lambda b: b.execute_script(played) == "u5")
+    assert browser.find_element(By.ID, "said").text.startswith("u5: label spoof, speaker s1")
+    focus = "return document.activeElement.getAttribute('aria-label').split(':')[0]"
+    assert browser.execute_script(focus) == "u5"
+    seen = {"u5"}
+    for way in (Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_UP, Keys.ARROW_DOWN):
+        ActionChains(browser).send_keys(way).perform()
+        seen.add(browser.execute_script(focus))
+    assert len(seen) >= 2
+    here = browser.execute_script(focus)
+    ActionChains(browser).send_keys(Keys.SPACE).perform()
+    WebDriverWait(browser, 10).until(lambda b: b.execute_script(played) == here)
+    assert audio.get_attribute("src").startswith("data:audio/mpeg;base64,")
+    colours = {circles[i].get_attribute("fill") for i in (0, 1)}
+    assert colours == {COLORS["bonafide"], COLORS["spoof"]}
+    Select(browser.find_element(By.ID, "column")).select_by_visible_text("speaker")
+    assert len({c.get_attribute("fill") for c in circles}) == 6
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#legend li")) == 6
+    assert browser.get_log("browser") == []  # no error, and nothing that the policy forbade
+
+
+def test_an_upstream_has_layers_and_a_detector_parts(place, model, tmp_path):
+    few = Manifest.read(place)
+    few.utterances["path"] = [str(path) for path in few.paths()]
+    folder = few.subset(speaker=["s0", "s1", "s2"]).write(tmp_path / "few")
+    done = quick(
+        "embed",
+        tiny_checkpoint(tmp_path / "tiny.pt"),
+        folder,
+        "--layer",
+        1,
+        "--maps",
+        "none",
+        "-o",
+        tmp_path / "a",
+    )
+    assert done.returncode == 0, done.stderr
+    assert points_of(pd.read_parquet(tmp_path / "a/embeddings.parquet")).shape == (12, 32)
+    assert not (tmp_path / "a/map.html").exists()
+    done = quick("embed", model, folder, "--part", "front", "--maps", "none", "-o", tmp_path / "b")
+    assert points_of(pd.read_parquet(tmp_path / "b/embeddings.parquet")).shape == (12, 80)
+    for words, message in {("--layer", 1): "say --part", ("--maps", "tsne"): "unknown projection 'tsne'"}.items():
+        done = quick("embed", model, folder, *words, "-o", tmp_path / "c")
+        assert done.returncode == 1 and message in done.stderr
+
+
+def test_a_page_of_other_recordings_is_refused(known, place):
+    table = pd.read_parquet(known[0] / "embeddings.parquet")
+    with pytest.raises(ValueError, match="as many places and recordings"):
+        map_page(table, Manifest.read(place).paths()[:3], {"pca": (np.zeros((24, 2)), 0.1)})

@@ -113,7 +113,8 @@ SHOWN = ("label", "attack", "speaker", "codec", "split")  # columns that may col
 _BODY = """
 <section><h1>Embeddings</h1>
 <p id="what"></p>
-<p class="row"><label>map <select id="map"></select></label> <label>colour <select id="column"></select></label></p>
+<p class="row"><label>map <select id="map"></select></label>
+<label>colour <select id="column"></select></label></p>
 <p class="soft">A click on a point plays its recording. Arrows walk from point to point, the space bar plays.
 Heaps and the distances between them may be an accident of the drawing: see how many neighbours a map keeps.</p>
 <svg id="field" viewBox="0 0 1000 640" role="group" aria-label="Map of recordings"></svg>
@@ -198,7 +199,8 @@ _MAP = """
       const item = document.createElement('li');
       const patch = svg('svg');
       const spot = svg('circle');
-      [['cx', 6], ['cy', 6], ['r', 5], ['fill', colour]].forEach(([what, value]) => spot.setAttribute(what, value));
+      const looks = {cx: 6, cy: 6, r: 5, fill: colour};
+      Object.entries(looks).forEach(([what, value]) => spot.setAttribute(what, value));
       patch.append(spot);
       item.append(patch, ' ' + name);
       return item;
@@ -309,7 +311,7 @@ def embed(
     split: Annotated[str, typer.Option(help="Only these splits of the manifest, such as dev or dev,eval.")] = "",
     part: Annotated[str, typer.Option(help="Of a model: embedding, front or backbone.")] = "",
     layer: Annotated[int | None, typer.Option(help="Of a self-supervised network; its last by default.")] = None,
-    maps: Annotated[str, typer.Option(help="pca, umap, or none.")] = "pca,umap",
+    maps: Annotated[str, typer.Option(help="Some of pca, umap and probe, or none.")] = "pca,umap,probe",
     most: Annotated[int, typer.Option(help="Recordings on the maps and in the page, at random.")] = 300,
     seed: Annotated[
         int, typer.Option(help="Of everything random; UMAP is drawn with this one and the next two.")
@@ -325,11 +327,12 @@ def embed(
         embedding_table,
         neighbours_kept,
         points_of,
+        probe_map,
         probe_report,
     )
 
     wanted = [name for name in maps.split(",") if name and name != "none"]
-    projections = {name: PROJECTIONS[name] for name in wanted}  # a wrong name is told before anything is done
+    projections = {name: PROJECTIONS[name] for name in wanted if name != "probe"}  # a wrong name is told at once
     manifest = open_manifest(data)
     if split:
         manifest = manifest.subset(split=split.split(","))
@@ -352,10 +355,15 @@ def embed(
         for one in range(seed, seed + (3 if name == "umap" else 1)):
             flat = project(points, one)
             drawn[f"{name}, seed {one}" if name == "umap" else name] = (flat, neighbours_kept(points, flat, k))
+    heard = table.iloc[rows]
+    if "probe" in wanted and (heard.label == "bonafide").any() and (heard.label == "spoof").any():
+        who = heard.speaker.where(heard.speaker != "", heard.utt)
+        flat = probe_map(points, (heard.label == "bonafide").astype(int), who)
+        drawn["linear probe for the label"] = (flat, neighbours_kept(points, flat, k))
     for name, (_, kept) in drawn.items():
         typer.echo(f"{name}: {kept:.0%} of the {k} nearest neighbours kept (by chance {k / (len(rows) - 1):.0%})")
     if drawn:
         paths = [manifest.paths()[at] for at in rows]
-        page = map_page(table.iloc[rows], paths, drawn)
+        page = map_page(heard, paths, drawn)
         (out / "map.html").write_text(page, encoding="utf-8")
     typer.echo(f"written: {out}")
