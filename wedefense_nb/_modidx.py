@@ -3654,6 +3654,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'wedefense_nb/understanding/embeddings.py'),
                                                        'wedefense_nb.understanding.embeddings._level': ( '8_understanding/embeddings.html#_level',
                                                                                                          'wedefense_nb/understanding/embeddings.py'),
+                                                       'wedefense_nb.understanding.embeddings._sure': ( '8_understanding/embeddings.html#_sure',
+                                                                                                        'wedefense_nb/understanding/embeddings.py'),
                                                        'wedefense_nb.understanding.embeddings.balanced': ( '8_understanding/embeddings.html#balanced',
                                                                                                            'wedefense_nb/understanding/embeddings.py'),
                                                        'wedefense_nb.understanding.embeddings.embed_all': ( '8_understanding/embeddings.html#embed_all',

@@ -166,7 +166,7 @@ def test_chance_lies_in_the_interval_where_nothing_is_known():
     for _ in range(15):
         table = known(rng).assign(label=lambda t: rng.permutation(t.label))
         said.append(probe_report(table, {"label": "speaker"}, n=60).known[0])
-    assert np.mean(said) <= 0.14  # one-sided 2.5 %, with twelve groups somewhat more
+    assert sum(said) <= 1
 
 
 def test_balanced_accuracy_is_sklearns():
