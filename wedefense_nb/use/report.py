@@ -1049,7 +1049,7 @@ def plain_page(title: str, body: str, script: str, live: dict, style: str = "") 
 
     Examples
     --------
-    >>> "default-src 'none'" in plain_page("<b>", "<h1>Map</h1>", "", {})
+    >>> "&lt;b&gt;" in plain_page("<b>", "<h1>Map</h1>", "", {})
     True
     """
     return _fill("plain", title, script, live, _STYLE + style, body=body)
