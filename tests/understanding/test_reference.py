@@ -10,16 +10,12 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 
 from wedefense_nb.data.audio import load
-from wedefense_nb.data.manifest import Manifest
-from wedefense_nb.localization.localizers import Localizer
 from wedefense_nb.models.detector import build
-from wedefense_nb.training.scoring import score
+from wedefense_nb.understanding.embeddings import embed_all, embed_batch
 from wedefense_nb.understanding.quality import SOUND, Quality, measure_all
 from wedefense_nb.understanding.reference import (
     Heaps,
     Reference,
-    embed_all,
-    embed_batch,
     hear_all,
     make_reference,
     risk_at,
@@ -123,15 +119,6 @@ def test_files_hold_everything_and_damage_is_noticed(made, tmp_path):
         Reference.load(tmp_path / "nowhere")
 
 
-def test_embeddings_of_a_corpus_come_in_its_order(few):
-    part = few.subset(utt=list(few.utterances.utt[:9]))
-    model = build("bands").eval()
-    points, scores = embed_all(model, part, batch_size=4, progress=False)
-    assert np.allclose(scores, score(model, part, progress=False).score, atol=1e-5)
-    mixed = Manifest(part.utterances[::-1], root=part.root)
-    assert np.allclose(embed_all(model, mixed, progress=False)[0], points[::-1], atol=1e-5)
-
-
 @pytest.mark.parametrize("batch_size, seconds", [(4, 120.0), (16, 2.0)])
 def test_one_reading_gives_what_three_gave(few, batch_size, seconds):
     part = few.subset(utt=list(few.utterances.utt[:9]))
@@ -158,16 +145,6 @@ def test_of_long_recordings_only_the_beginning_is_heard(few):
     assert np.allclose(
         heard.points[0], embed_batch(model.eval(), wave, torch.tensor([8000]))[0].detach(), atol=1e-4
     )
-
-
-def test_a_localizer_has_an_embedding_that_padding_does_not_change():
-    model = build("frame_lcnn_lstm").eval()
-    assert isinstance(model, Localizer)
-    wave = torch.randn(1, 12_000)
-    alone, own = embed_batch(model, wave, torch.tensor([12_000]))
-    padded = torch.cat([torch.nn.functional.pad(wave, (0, 8000)), torch.randn(1, 20_000)])
-    points, scores = embed_batch(model, padded, torch.tensor([12_000, 20_000]))
-    assert torch.allclose(points[0], alone[0], atol=1e-4) and torch.allclose(scores[0], own[0], atol=1e-4)
 
 
 def test_risk_and_coverage_are_counted_as_by_hand():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRIOR_STEPS', 'COST_STEPS', 'MOST_COLUMNS', 'LOSSLESS', 'MOST_SECONDS', 'WORDS_OF', 'Sliders', 'Sketch', 'sketch',
-           'in_percent', 'signed', 'scale_of', 'clean_name', 'Report', 'make_report', 'render', 'report_page',
-           'write_report', 'page_name', 'Entry', 'index_page', 'write_index']
+           'in_percent', 'signed', 'scale_of', 'clean_name', 'Report', 'make_report', 'plain_page', 'render',
+           'report_page', 'write_report', 'page_name', 'Entry', 'index_page', 'write_index']
 
 # %% ../../nbs/9_use/02_report.ipynb #rprt0004
 import base64
@@ -991,6 +991,13 @@ _INDEX = """\
 {% endblock %}
 """
 
+_PLAIN = """\
+{% extends "frame" %}
+{% block body %}
+{{ body | safe }}
+{% endblock %}
+"""
+
 # %% ../../nbs/9_use/02_report.ipynb #rprt0027
 WORDS_OF = {"bonafide": "REAL VOICE (bona fide)", "spoof": "FAKE (spoof)", CANNOT_SAY: "CANNOT BE JUDGED"}
 _UNCERTAIN = "the decision is uncertain"  # of a judgement's caveats, the one that the page keeps up to date itself
@@ -1004,7 +1011,7 @@ def _printable(value: Any) -> Any:
 
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.DictLoader({"frame": _FRAME, "page": _PAGE, "index": _INDEX}),
+    loader=jinja2.DictLoader({"frame": _FRAME, "page": _PAGE, "index": _INDEX, "plain": _PLAIN}),
     autoescape=True,
     finalize=_printable,
     trim_blocks=True,
@@ -1017,13 +1024,35 @@ def _hashed(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _fill(name: str, title: str, script: str, live: dict | None = None, **parts) -> str:
+def _fill(name: str, title: str, script: str, live: dict | None = None, style: str = _STYLE, **parts) -> str:
     """A whole document; the policy in it forbids everything that is not in it."""
     policy = "default-src 'none'; img-src data:; media-src data: blob:; base-uri 'none'; form-action 'none'; "
-    policy += f"style-src {_hashed(_STYLE)}; script-src {_hashed(script)}"
-    frame: dict[str, Any] = {"policy": policy, "title": title, "style": _STYLE, "script": script}
+    policy += f"style-src {_hashed(style)}; script-src {_hashed(script)}"
+    frame: dict[str, Any] = {"policy": policy, "title": title, "style": style, "script": script}
     frame["live"] = jinja2.utils.htmlsafe_json_dumps(live) if live is not None else ""
     return _TEMPLATES.get_template(name).render(**frame, **parts)
+
+
+def plain_page(title: str, body: str, script: str, live: dict, style: str = "") -> str:
+    """A document around a body of HTML, with the looks and the policy of a report: it needs no network.
+
+    Parameters
+    ----------
+    title : str
+    body : str
+        HTML, taken as it is: nothing in it may come from outside. What does belongs into `live`.
+    script : str
+    live : dict
+        What the script finds, as JSON, in the element "data".
+    style : str
+        CSS that comes behind that of all pages.
+
+    Examples
+    --------
+    >>> "&lt;b&gt;" in plain_page("<b>", "<h1>Map</h1>", "", {})
+    True
+    """
+    return _fill("plain", title, script, live, _STYLE + style, body=body)
 
 
 def _base64(content: bytes) -> str:
