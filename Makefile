@@ -31,7 +31,7 @@ test: export OMP_NUM_THREADS ?= 1
 test: $(READY)         ## notebooks, properties, golden values, hygiene
 	rm -rf nbs/runs nbs/recipes/runs
 	$(BIN)/nbdev-test --timing --skip-file-re '^[0-9]' --skip-folder-re '^(recipes|runs)$$'  # the rest runs in tests/: house/test_exercises.py, training/test_recipes.py
-	$(BIN)/python -m pytest -n 2 --durations=10
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
 lab: $(READY)          ## the course in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,7 +12,9 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest runs one process a core; notebooks and commands inherit it
 for _proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):  # pitfall 63: nothing needs a network
     os.environ[_proxy] = "http://127.0.0.1:9"  # where nobody answers
-os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1"
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = (
+    "localhost,127.0.0.1"  # this machine, where a browser's driver is
+)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -84,6 +87,26 @@ def few(samples) -> Manifest:
     u = samples.utterances
     rows = [g.head(8) for _, g in u[u.kind != "spliced"].groupby(["split", "label", "kind"])]
     return samples.subset(utt=[utt for g in rows for utt in g.utt])
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, one for the session: what it logged is read by `browser.get_log`."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no Chromium with its driver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--mute-audio", "--window-size=900,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    running = webdriver.Chrome(options=options, service=Service(driver))
+    yield running
+    running.quit()
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ def test_every_policy_changes_training_batches(samples, name):
         again = list(changing_loader(data, plan, 1, make_policy(name, train, seed=1).change, 1))
         for a, b, c in zip(plain, changed, again, strict=True):
             assert a.utts == b.utts[: len(a.utts)] and torch.isfinite(b.wave).all()
-            assert torch.equal(a.labels, b.labels) != name.startswith("cop"), "only copies make fakes"
+            assert torch.equal(a.labels, b.labels) != name.startswith(("cop", "splices")), "only these make fakes"
             assert not (a.wave.shape == b.wave.shape and torch.equal(a.wave, b.wave))
             assert torch.allclose(b.wave, c.wave, atol=1e-5), "the same in a worker"
 
@@ -73,6 +73,9 @@ def test_a_policy_is_what_its_name_says(samples):
         (member,) = make_policy(f"rawboost{algo}", train).change.members
         assert (member.algo, member.p) == (algo, 0.6)
     assert make_policy("rawboost", train).change.members[0].algo == 5
+    for name, p, lines in (("codec", 0.5, set()), ("lossy", 0.25, {"mulaw", "amr_nb"})):
+        (member,) = make_policy(name, train).change.members
+        assert member.p == p and set(member.choices) == {"mp3", "aac", "opus", "g722", "alaw"} | lines
     loss, call = make_policy("telephone", train).change.members[0].members
     assert (type(call).__name__, call.p, type(loss).__name__, loss.p) == ("Telephone", 1.0, "PacketLoss", 0.5)
 

@@ -167,6 +167,31 @@ def test_draws_have_the_published_ranges():
     assert all(len(set(d.positions)) == len(d.positions) for d in many)
 
 
+def test_powers_add_what_the_level_lets_them_unless_a_peak_is_set():
+    """Scaled by a tenth, the cube falls by 40 dB against the signal; with `peak` the level does not matter."""
+    wave, lengths = batch(N, N - 1000)
+    draws = [
+        draw(utt_rng(name), n, "L", RawBoostOptions()) for name, n in zip("ab", lengths.tolist(), strict=True)
+    ]
+    linear = [Draws(convolutive=d.convolutive[:1]) for d in draws]
+    added = []
+    for level in (0.9, 0.009):
+        x = level * wave / wave.abs().amax(1, keepdim=True)
+        y = convolutive(x, lengths, draws)
+        without = convolutive(x, lengths, linear)
+        added.append(float((y - without).norm() / without.norm()))
+    assert added[1] < added[0] / 50  # the square alone falls by a hundred
+    x = wave / wave.abs().amax(1, keepdim=True)
+    loud = convolutive(x, lengths, draws, peak=0.5)
+    quiet = convolutive(0.01 * x, lengths, draws, peak=0.5)
+    assert torch.allclose(100 * quiet, loud, atol=1e-4) and (loud[1, lengths[1] :] == 0).all()
+    assert torch.allclose(convolutive(0.5 * x, lengths, draws), 0.5 * loud, atol=1e-5)
+    assert (convolutive(torch.zeros_like(x), lengths, draws, peak=0.5) == 0).all()
+    one = items(N)
+    boosted = [RawBoost(1, seed=2, peak=peak)(one).wave for peak in (0.0, 0.5)]
+    assert not torch.allclose(*boosted)
+
+
 def test_bad_settings():
     for bad in ({"algo": 0}, {"algo": 9}, {"p": 1.5}):
         with pytest.raises(ValueError):

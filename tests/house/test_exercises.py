@@ -1,7 +1,8 @@
 """Every chapter runs, and of every exercise the right answer is accepted, a wrong one is not, the untouched cell
 asks.
 
-This is where `make test` executes the chapters; nbdev-test executes the opening pages, tests/training/test_recipes.py the recipes.
+This is where `make test` executes the chapters; nbdev-test executes the opening pages, and
+tests/training/test_recipes.py the recipes.
 """
 
 import json

@@ -119,8 +119,9 @@ def test_hops_of_front_ends():
     hops = [front_hop(f) for f in (Fbank(), LogSpectrogram(hop=80), make_front("lfcc"), make_front("mfcc"), ssl)]
     assert hops == [160, 80, 160, 160, 320]
     assert front_hop(WedefenseFront(ssl)) == front_hop(Mixed(Stored(8, 3))) == front_hop(Stored(8)) == 320
-    with pytest.raises(ValueError, match="SincBank has no frames of a known hop"):
-        front_hop(make_front("sinc"))
+    assert front_hop(make_front("sinc")) == make_front("sinc").hop
+    with pytest.raises(ValueError, match="Linear has no frames of a known hop"):
+        front_hop(torch.nn.Linear(2, 2))
 
 
 def test_frames_of_wrapped_and_stored_front_ends():

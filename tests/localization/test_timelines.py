@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shutil
 from html.parser import HTMLParser
 
 import matplotlib
@@ -215,28 +214,6 @@ def test_infinite_scores_and_thresholds_are_drawn():
     ):
         data = player(sound(0.1), scores, HOP, value, title="S1").data
         assert "nan" not in data and "inf" not in data.replace("info", "")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no Chromium with its driver on this machine")
-    monkeypatch = pytest.MonkeyPatch()
-    for name in ("no_proxy", "NO_PROXY"):  # the tests have no network, but Chromium's driver is on this machine
-        monkeypatch.setenv(name, "localhost,127.0.0.1")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--mute-audio", "--window-size=900,900"):
-        options.add_argument(argument)
-    running = webdriver.Chrome(options=options, service=Service(driver))
-    yield running
-    running.quit()
-    monkeypatch.undo()
 
 
 def test_a_click_starts_the_player_there_and_keys_move_it(browser, tmp_path):

@@ -77,7 +77,7 @@ def test_score_takes_the_prior_from_those_that_learned_it():
     model.log_prior_odds.fill_(-2.0)
     logits = torch.tensor([[0.0, 1.0]])
     assert model.score(logits).item() == 1.0 + 2.0 / 2 and not model.head.log_odds
-    both = small()
+    both = small([{"name": "bands"}, {"name": "bands", "head": "softmax"}])
     both.log_prior_odds.fill_(-2.0)
     assert both.score(logits).item() == 3.0 and both.head.log_odds
 

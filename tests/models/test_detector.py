@@ -1,5 +1,7 @@
 """The frame that all detectors share: its score, its names and options, its heads, its folder."""
 
+import sys
+
 import pytest
 import torch
 import yaml
@@ -17,6 +19,7 @@ from wedefense_nb.models.detector import (
     register,
     save_model,
     set_progress,
+    start_from,
     with_head,
 )
 from wedefense_nb.models.layers import MeanPool, StatsPool
@@ -202,3 +205,98 @@ def test_weights_must_be_all_there(tmp_path):  # pitfall 45
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(RuntimeError, match="Missing key.*head.out.bias"):
         load_model(tmp_path)
+
+
+OWN = """from wedefense_nb.features.spectra import Fbank
+from wedefense_nb.models.detector import Detector
+from wedefense_nb.models.layers import Identity, StatsPool
+
+
+def net(n_mels: int = 10, width: int = 4):
+    return Detector(Fbank(n_mels), Identity(n_mels), StatsPool(), width)
+
+
+def needy(n_mels):
+    return net(n_mels)
+
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of one's own in the current folder, under a name that no other test has."""
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_a_detector_of_ones_own_is_built_kept_and_loaded(own, tmp_path):
+    model = build(f"{own}:net", width=6, head="oc_softmax").eval()
+    assert model.config["name"] == f"{own}:net" and model.config["width"] == 6 and model.config["n_mels"] == 10
+    folder = save_model(model, tmp_path / "model")
+    assert (folder / "code.py").read_text() == OWN
+    with pytest.raises(
+        ValueError, match=f"{own}:net is code that does not come with this library.*--trust {own}:net"
+    ):
+        load_model(folder)
+    again = load_model(folder, trust=[f"{own}:net"])
+    wave = 0.1 * torch.randn(1, 8000)
+    lengths = torch.tensor([8000])
+    assert torch.equal(again(wave, lengths), model(wave, lengths))
+    (folder / "code.py").write_text(OWN + "# as it was")
+    with pytest.warns(UserWarning, match="is not what it was when"):
+        load_model(folder, trust=[f"{own}:net"])
+    for name, options, what in [
+        ("net", {"height": 3}, f"unknown option of {own}:net 'height'"),
+        ("needy", {}, "needs n_mels, which have no default"),
+        ("nothing", {}, "builds a int, not a Detector or a Localizer"),
+        ("nott", {}, f"unknown thing in {own} 'nott'"),
+    ]:
+        with pytest.raises(ValueError, match=what):
+            build(f"{own}:{name}", **options)
+    assert build(f"{own}:needy", n_mels=7).front.dim == 7
+
+
+@pytest.mark.parametrize(
+    "config", ["name: {}", "name: committee\nmembers: [{{name: '{}'}}]"], ids=["it", "a member"]
+)
+def test_a_strangers_folder_runs_no_code(tmp_path, monkeypatch, config):
+    (tmp_path / "trap.py").write_text("raise SystemExit('this code ran')\n")
+    monkeypatch.chdir(tmp_path)
+    folder = save_model(build("bands"), tmp_path / "model")
+    for name in ("trap:spring", "os:system", "subprocess:call"):
+        (folder / "config.yaml").write_text(config.format(name))
+        for trust in ([], ["math:sqrt"]):  # a committee takes registered members only
+            with pytest.raises(ValueError, match=f"{name} is code|unknown detector '{name}'"):
+                load_model(folder, trust=trust)
+    (folder / "code.py").write_text("raise SystemExit('this code ran')\n")
+    (folder / "config.yaml").write_text("name: bands\n")
+    load_model(folder)
+
+
+def test_training_may_begin_where_another_ended(tmp_path):
+    first = build("bands", n_mels=20)
+    first.log_prior_odds.fill_(2.0)
+    folder = save_model(first, tmp_path / "model")
+    second = build("bands", n_mels=20)
+    assert start_from(second, folder) == []
+    assert torch.equal(second.embedding.weight, first.embedding.weight)
+    heads = first.head.state_dict(), second.head.state_dict()
+    assert heads[0] and all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+    assert second.log_prior_odds == 0  # of what it will be trained on, nothing is known
+    other = build("bands", n_mels=20, head="oc_softmax")
+    vectors = other.head.vectors.clone()
+    assert start_from(other, folder / "model.safetensors") == ["head.vectors"]
+    assert torch.equal(other.head.vectors, vectors) and torch.equal(other.embedding.weight, first.embedding.weight)
+    for wrong in (build("bands", n_mels=30), build("lcnn_lstm")):
+        before = wrong.embedding.weight.clone()
+        with pytest.raises(ValueError, match="have no place in this model, such as"):
+            start_from(wrong, folder)
+        assert torch.equal(wrong.embedding.weight, before)
+    with pytest.raises(FileNotFoundError, match="no such file of weights"):
+        start_from(second, tmp_path / "none")

@@ -163,7 +163,55 @@ def test_the_prior_is_subtracted_from_log_odds_only(name):
     z = torch.tensor([[0.0, 2.0]])
     model.log_prior_odds.fill_(0.5)
     assert model.score(z).item() == (1.5 if model.head.log_odds else 2.0)
-    assert model.head.log_odds == (name not in ("focal", "p2sgrad", "wedefense_p2sgrad", "oc_softmax"))
+    assert model.head.log_odds == (name in ("softmax", "linear", "norm"))
+
+
+def best_scores(head, llrs, prior):
+    """The score that minimises a head's own expected training loss, among embeddings of the plane, by LLR."""
+    head = head.double()
+    rows = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double()
+    angle = torch.linspace(0, math.pi, 1801).double()
+    places = torch.stack([angle.cos(), angle.sin()], 1)
+    if isinstance(head, (P2SGradHead, OCSoftmaxHead)):
+        head.vectors.data = torch.eye(2).double()[: len(head.vectors)]
+    elif hasattr(head, "vectors"):
+        head.vectors.data = rows
+    else:
+        head.out.weight.data = 8 * torch.eye(2).flip(0).double()
+        head.out.bias.data.zero_()
+        steps = torch.linspace(0, 3, 4001).double()[:, None] * torch.eye(2).double()[:, None]
+        places = steps.flatten(0, 1)
+        head.eval() if hasattr(head, "norm") else None  # a norm in training mode would look at all places
+    if isinstance(head, ASoftmaxHead):
+        places = (torch.linspace(0, 8, 81).double()[:, None, None] * places[::4]).flatten(0, 1)
+    z = head(places).detach()
+    spoof, bona = (head.losses(places, torch.full((len(places),), y)).detach() for y in (SPOOF, BONAFIDE))
+    share = torch.sigmoid(llrs + prior)
+    best = [int((p * bona + (1 - p) * spoof).argmin()) for p in share]
+    return (z[:, BONAFIDE] - z[:, SPOOF])[best] - prior
+
+
+NO_MARGIN = {"am": {"margin": 0.0}, "aam": {"margin": 0.0}, "a_softmax": {"multiplier": 1}}
+
+
+@pytest.mark.parametrize("name, options", [*((name, {}) for name in HEADS), *NO_MARGIN.items()])
+def test_log_odds_is_said_of_a_head_exactly_if_the_minimum_of_its_loss_is_one(name, options):  # pitfall 4
+    head = make_head(name, 2, **options)
+    llrs = torch.linspace(-4, 5, 37).double()  # with nine fakes to one real, even odds are at 2.2
+    error = (best_scores(head, llrs, prior_log_odds(100, 900)) - llrs).abs().max()
+    assert head.log_odds == bool(error < 0.07), error
+
+
+def test_margins_make_the_score_jump():
+    """What was wrong with log-odds of AM: the minimum of the loss jumps between -s m and s m (6.4)."""
+    llrs = torch.tensor([0.0, 2.0, 3.0]).double()
+    got = best_scores(MarginHead(2, margin=0.2, scale=32.0), llrs, prior_log_odds(100, 900))
+    assert got.tolist() == pytest.approx([-6.3, -2.7, 8.8], abs=0.1)
+    odds = (llrs + prior_log_odds(100, 900)).exp()[:2]  # below even odds sigmoid(sm + d) is odds, nearly
+    assert (got[:2] + prior_log_odds(100, 900) + 6.4).tolist() == pytest.approx(
+        (odds / (1 - odds)).log().tolist(), abs=0.1
+    )
+    assert not MarginHead(2, margin=0.0, initial_margin=0.1).log_odds
 
 
 def test_balanced_weights_undo_the_counts():  # pitfall 49

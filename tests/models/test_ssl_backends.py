@@ -100,6 +100,17 @@ def test_the_plainest_has_its_published_size():
     assert size(model) == 1_538 and isinstance(model.embedding, nn.Identity)
 
 
+def test_frames_that_fit_the_published_layers_of_sls():
+    """The authors flatten 22,847 numbers, WeDefense 17,050: windows of 3 × 3, of 1024 features."""
+    fitting = {22_847: [], 17_050: []}
+    for frames in range(140, 220):
+        size = torch.nn.functional.max_pool2d(torch.zeros(1, frames, 1024), 3).numel()
+        if size in fitting:
+            fitting[size].append(frames)
+    assert fitting == {22_847: [201, 202, 203], 17_050: [150, 151, 152]}
+    assert build("ssl_sls", upstream={"stored": {"dim": 1024, "states": 24}}, rows=67).pool.out_dim(1024) == 22_847
+
+
 def test_sls_of_the_authors_has_its_published_size():
     model = build("ssl_sls", upstream={"stored": {"dim": 1024, "states": 24}}, rows=67, embed_dim=1024)
     assert size(model.backbone, model.pool, model.embedding, model.head) == 23_399_429

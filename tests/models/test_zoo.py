@@ -15,6 +15,7 @@ from wedefense_nb.features.pretrained import TINY
 from wedefense_nb.features.sinc import receptive_field
 from wedefense_nb.features.spectra import Fbank
 from wedefense_nb.features.upstreams import Upstream
+from wedefense_nb.models import zoo
 from wedefense_nb.models.detector import DETECTORS, bands
 from wedefense_nb.models.shapes import noise, specimen
 from wedefense_nb.models.zoo import (
@@ -25,8 +26,10 @@ from wedefense_nb.models.zoo import (
     field,
     flops,
     hears,
+    hears_whole,
     parameters,
     plot_costs,
+    published_errors,
     steps_seen,
     zoo_table,
 )
@@ -206,6 +209,32 @@ def test_card_and_table():
     heights = [height for marks in figure.axes[0].collections for _, height in marks.get_offsets()]
     assert sorted(heights) == pytest.approx(sorted((table.flops + table.front_flops) / 1e9))
     plt.close(figure)
+    figure = plot_costs(table, upstream=35e9).figure  # what a back end stands on is paid for as well
+    heights = [height for marks in figure.axes[0].collections for _, height in marks.get_offsets()]
+    costs = (table.flops + table.front_flops) / 1e9 + [0, 0, 35]
+    assert sorted(heights) == pytest.approx(sorted(costs))
+    plt.close(figure)
+
+
+def test_what_was_published_stands_on_the_card():
+    for name in {row[0] for row in zoo._RESULTS}:
+        rows = published_errors(name)
+        assert name in DETECTORS and len(rows) and rows.eer.between(0, 0.6).all() and rows.source.str.len().all()
+        assert (rows["mean"].isna() | (rows["mean"] >= rows.eer)).all()  # the best is not worse than the mean
+    found = card(specimen("aasist"))
+    assert found.at_home == 0.0083 and found.elsewhere == 0.3824
+    assert card(specimen("ssl_mhfa")).at_home == 0.0080 and card(specimen("ssl_mhfa")).elsewhere == 0.3451
+    nothing = card(specimen("bands"))
+    assert math.isnan(nothing.at_home) and math.isnan(nothing.elsewhere) and published_errors("bands").empty
+
+
+def test_a_front_end_may_have_heard_everything_before_a_short_field_begins():
+    """A mean over the recording and a transformer do; a window does not. It says so on the card."""
+    local = {"bands": False, "aasist": False, "lcnn_lstm": False}
+    everything = {"xvector": True, "resnet18": True, "ssl_mhfa": True}
+    assert {name: hears_whole(specimen(name)) for name in local | everything} == local | everything
+    assert hears_whole(specimen("ssl_linear", upstream=vars(TINY)))
+    assert card(specimen("xvector")).whole and not card(specimen("bands")).whole
 
 
 def made_up():

@@ -6,7 +6,15 @@ import types
 
 import pytest
 
-from wedefense_nb.registry import Registry, UnknownName, check_options, unknown
+from wedefense_nb.registry import (
+    Registry,
+    UnknownName,
+    check_options,
+    import_named,
+    strangers,
+    trusting,
+    unknown,
+)
 
 
 def test_a_wrong_name_is_answered_with_the_right_ones():
@@ -74,3 +82,33 @@ def test_options_are_compared_before_the_call():
     with pytest.raises(ValueError, match="unknown option of square 'side'; there are color"):
         check_options("square", square, ["side"], skip=("side",))
     assert "there are 1, 2" in str(unknown("number", "seven", [1, 2]))
+
+
+def test_an_address_leads_to_what_is_installed_or_lies_here(tmp_path, monkeypatch):
+    assert import_named("math:sqrt")(9) == 3 and import_named("os.path:basename")("a/b") == "b"
+    (tmp_path / "own_things.py").write_text("def seven():\n    return 7\n")
+    (tmp_path / "math.py").write_text("sqrt = None\n")
+    with pytest.raises(ValueError, match="own_things:seven: no module 'own_things', neither installed nor in"):
+        import_named("own_things:seven")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert import_named("own_things:seven")() == 7 and import_named("math:sqrt") and sys.path == before
+    with pytest.raises(ValueError, match="unknown thing in own_things 'eight'"):
+        import_named("own_things:eight")
+    for odd in ("own_things", "own_things:", ":seven", "../own:seven", "own things:seven", "a:b:c"):
+        with pytest.raises(ValueError, match="is no address"):
+            import_named(odd)
+    del sys.modules["own_things"]
+
+
+def test_an_address_in_a_strangers_file_is_not_followed_unless_it_is_repeated(tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('this code ran')\n")
+    monkeypatch.chdir(tmp_path)
+    with strangers(), trusting("trap:other", "trap"):
+        with pytest.raises(ValueError, match="trap:spring is code that does not come with this library.*--trust"):
+            import_named("trap:spring")
+    with trusting("math:sqrt"), strangers():
+        assert import_named("math:sqrt")(4) == 2
+    with strangers(), pytest.raises(ValueError, match="math:sqrt is code"):  # trust ends with its passage
+        import_named("math:sqrt")
+    assert import_named("math:sqrt")(4) == 2

@@ -73,7 +73,9 @@ def test_calibration_undoes_any_rising_line(a, b):
 
 def test_inverted_scores_get_a_negative_slope_not_a_silent_flip():
     s, y = gaussian(300, 900)
-    assert AffineCalibration().fit(-s, y).a_ < 0
+    with pytest.warns(UserWarning, match="slope is -.*turns the scores round.*check their sign"):
+        turned = AffineCalibration().fit(-s, y)
+    assert turned.a_ < 0 and turned.inverted_ and not AffineCalibration().fit(s, y).inverted_
 
 
 def test_saturated_scores_do_not_overflow():
@@ -89,7 +91,7 @@ def test_separable_scores_stay_finite_and_say_so():
         c = AffineCalibration().fit(s, y)
     assert c.separable_ and np.isfinite([c.a_, c.b_]).all() and eer(c.transform(s), y) == 0
     assert not AffineCalibration().fit(*gaussian(200, 200)).separable_
-    with pytest.warns(UserWarning, match="separable"):
+    with pytest.warns(UserWarning, match="separable"), pytest.warns(UserWarning, match="slope is -"):
         inverted = AffineCalibration().fit(-s, y)  # however they lie
     assert inverted.separable_ and inverted.a_ == pytest.approx(-c.a_)
     touching = AffineCalibration().fit([0.0, 1.0, 1.0, 2.0], [0, 0, 1, 1])  # a tie is no gap

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wedefense_nb.metrics import bootstrap, confidence_interval, eer, min_dcf
-from wedefense_nb.scores.comparison import bins, breakdown, paired_test, plot_breakdown
+from wedefense_nb.scores.comparison import bins, breakdown, paired_test, plot_breakdown, training_spread
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +154,42 @@ def test_bins_of_many_values_are_quarters():
     assert set(bins(["2.5"] * 10, unit="Hz")) == {"2.5 Hz"}
     classes = (np.arange(200) % 3 == 0).astype(int)
     assert len(breakdown("eer", seconds + classes, classes, bins(seconds), n=20)) == 6
+
+
+def test_groups_reach_the_breakdown_unless_a_class_has_one(attacked):
+    scores, labels, attack = attacked
+    who = np.arange(120) // 8
+    table = breakdown("eer", scores, labels, attack, n=60, groups=who).set_index("condition")
+    want = confidence_interval("eer", scores[:80], labels[:80], who[:80], n=60)
+    assert table.loc["easy", ["low", "high"]].tolist() == [want.low, want.high]
+    lonely = breakdown("eer", scores, labels, attack, n=60, groups=["a"] * 40 + ["b", "c"] * 40)
+    pd.testing.assert_frame_equal(lonely, breakdown("eer", scores, labels, attack, n=60))
+    with pytest.raises(ValueError, match="3 groups but 120"):
+        breakdown("eer", scores, labels, attack, groups=["a"] * 3)
+
+
+def test_intervals_of_a_difference_cover_also_for_minima():
+    """The biases of two minima nearly cancel, so the paired test may be used where single intervals may not."""
+    y = np.repeat([1, 0], [40, 160])
+    held = {"min_dcf": [], "min_cllr": []}
+    for k in range(25):
+        rng = np.random.default_rng(k)
+        hard = rng.normal(size=200)
+        a, b = (4 * y - 2 + 1.6 * hard + 1.2 * rng.normal(size=200) for _ in range(2))  # equally good
+        for metric, found in held.items():
+            test = paired_test(metric, a, b, y, n=60, seed=100 + k)
+            found.append(test.low <= 0 <= test.high)
+    assert min(np.mean(found) for found in held.values()) > 0.75
+
+
+def test_the_spread_of_trainings_is_students():
+    from scipy import stats
+
+    runs = np.random.default_rng(0).normal(0.1, 0.02, 6)
+    got = training_spread(runs)
+    low, high = stats.t.interval(0.95, 5, runs.mean(), stats.sem(runs))
+    assert [got.low, got.high] == pytest.approx([low, high]) and got.runs == 6
+    assert got["mean"] == runs.mean() and got["std"] == pytest.approx(np.std(runs, ddof=1))
+    assert training_spread(runs, level=0.5).high < got.high
+    with pytest.raises(ValueError, match="two runs or more"):
+        training_spread([0.1])

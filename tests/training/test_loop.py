@@ -561,6 +561,40 @@ def test_tensorboard_gets_loss_rate_and_eer(whole):
 # Several processes
 
 
+def test_tensorboard_gets_all_settings_once(whole):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    folder = next((whole.out / "logs").rglob("events*")).parent
+    data = EventAccumulator(str(folder)).Reload().SummaryMetadata
+    found = data(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    settings = metadata.parse_session_start_info_plugin_data(found).hparams
+    assert set(settings) == {field.name for field in dataclasses.fields(FitConfig)} | {"model", "objective"}
+    assert settings["lr"].number_value == QUICK.lr and settings["balance"].number_value == 1
+    assert settings["patience"].string_value == "None" and "lcnn_lstm" in settings["model"].string_value
+    (metric,) = metadata.parse_experiment_plugin_data(
+        data(metadata.EXPERIMENT_TAG).plugin_data.content
+    ).metric_infos
+    assert metric.name.tag == "dev/dev_eer"
+
+
+def test_the_scale_of_half_precision_survives(splits, tmp_path, monkeypatch):  # pitfall 56
+    """A GPU's scaler, put in place of the one that a CPU does not have."""
+
+    def run():
+        accelerator = loop.Accelerator(cpu=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        monkeypatch.setattr(accelerator, "scaler", scaler)
+        learner = Detection(small(), QUICK, loop.make_policy("none", splits[0]))
+        return loop.Run(learner, *splits, QUICK, tmp_path, accelerator), scaler
+
+    first, scaler = run()
+    scaler.scale(torch.ones(()))  # begins with the first use
+    scaler.update(2.0)
+    first.save()
+    assert run()[1].state_dict()["scale"] == 2.0
+
+
 def test_two_processes_agree_and_stop_together(samples, tmp_path):  # pitfalls 24 and 55
     write_shards(corpus_for_ranks().subset(split="train"), tmp_path / "tar", size=5)
     code = "import sys; from accelerate import debug_launcher; from tests.training.ranks import two_ranks\n"

@@ -1,6 +1,7 @@
 """Experiments in notebooks: what can be set is checked, and what happened is written down."""
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -25,14 +26,16 @@ from wedefense_nb.localization.frame_files import read_frame_scores
 from wedefense_nb.localization.localizers import localize
 from wedefense_nb.localization.metrics import frame_rates, point_eer
 from wedefense_nb.metrics import cllr, eer
-from wedefense_nb.models.detector import build, load_model
+from wedefense_nb.models.detector import build, load_model, save_model
 from wedefense_nb.registry import check_options
 from wedefense_nb.scores.calibration import load_calibration
 from wedefense_nb.scores.fusion import LinearFusion
 from wedefense_nb.task import label_ids
 from wedefense_nb.training import recipes
 from wedefense_nb.training.generality import attack_folds, held_out_errors
+from wedefense_nb.training.loop import FitConfig
 from wedefense_nb.training.recipes import (
+    check_values,
     environment,
     find_recipe,
     fit_parameters,
@@ -43,6 +46,7 @@ from wedefense_nb.training.recipes import (
 )
 from wedefense_nb.training.scoring import score
 from wedefense_nb.training.selfsupervision import PRETEXTS, encoder_config
+from wedefense_nb.use.predict import CANNOT_SAY, Predictor
 
 RECIPES = sorted((ROOT / "nbs/recipes").glob("*.ipynb"))
 PARAMETERS = sorted((ROOT / "params").rglob("*.yaml"))
@@ -143,6 +147,92 @@ def test_numbers_are_read_as_they_are_written():
     assert merged("class_weights=[1, 2]")["training"]["class_weights"] == (1.0, 2.0)
 
 
+def test_another_model_comes_without_the_options_of_the_one_before(file, capsys):
+    assert merged("model=resnet18") == {"model": "resnet18", "model_options": {}}
+    said = capsys.readouterr().err
+    assert (
+        said == "model_options of 'committee' are left out, since model is 'resnet18': it has its own defaults\n"
+    )
+    file.write_text("model: resnet18\nmodel_options: {n_mels: 40}\n")
+    for pairs, model, options in [
+        ([], "resnet18", {"n_mels": 40}),
+        (["model=resnet18"], "resnet18", {"n_mels": 40}),
+        (["model_options={n_mels: 20}"], "resnet18", {"n_mels": 20}),
+        (["model=bands", "model_options={n_mels: 20}"], "bands", {"n_mels": 20}),
+        (["model_options={n_mels: 20}", "model=bands"], "bands", {"n_mels": 20}),
+    ]:
+        got = merged(*pairs, file=file)
+        assert (got["model"], got["model_options"]) == (model, options) and not capsys.readouterr().err
+    assert merged("model=bands", file=file)["model_options"] == {} and "of 'resnet18'" in capsys.readouterr().err
+    file.write_text("model: bands\n")
+    assert merged("model_options={n_mels: 20}", file=file)["model_options"] == {"n_mels": 20}
+    assert not capsys.readouterr().err
+    assert "model_options" not in merged("model=committee")  # the same as before
+    assert merged("objective=mixup")["objective_options"] == {} and not capsys.readouterr().err  # nothing was lost
+
+
+def test_every_model_can_be_named_alone():
+    """Also on top of a parameter file of another."""
+    for file in (None, ROOT / "params/data_samples/resnet18.yaml"):
+        for name in ("bands", "lcnn_lstm", "aasist_l"):
+            values = merge_parameters(find_recipe("detection"), file, [("model", name)])
+            check_values(find_recipe("detection"), values)
+
+
+def test_all_settings_of_the_loop_are_parameters_of_every_recipe_that_trains():
+    fields = {field.name for field in dataclasses.fields(FitConfig)}
+    for name in ("detection", "localization", "pretraining", "generalisation"):
+        assert fields <= set(recipe_parameters(find_recipe(name)))
+    for pair in ("class_weights=[2, 1]", "warmup=0.2", "clip=1", "average_by=last", "save_every=7"):
+        name, text = pair.split("=")
+        found = merged(pair)["training"][name]
+        assert found == (tuple(yaml.safe_load(text)) if name == "class_weights" else yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    "recipe, value, what",
+    [
+        ("detection", {"p_spoof": 2.0}, "p_spoof is 2.0: it must lie between 0 and 1"),
+        ("detection", {"p_spoof": 1.0}, "p_spoof is 1.0"),
+        ("detection", {"replicates": -5}, "replicates is -5: it must be at least 1"),
+        ("detection", {"model": "resnet19", "model_options": {}}, "unknown detector or localizer 'resnet19'"),
+        ("detection", {"model": "bands", "model_options": {"mels": 3}}, "unknown option of bands 'mels'"),
+        ("detection", {"model": "bands", "model_options": {"n_mels": "x"}}, "detection.ipynb: TypeError"),
+        ("detection", {"model": "ssl_mhfa", "model_options": {"upstream": "x", "mels": 3}}, "option of ssl_mhfa"),
+        ("detection", {"model": "no_such:net", "model_options": {}}, "no module 'no_such'"),
+        ("detection", {"objective": "detektion"}, "unknown objective 'detektion'"),
+        ("detection", {"objective_options": {"alpha": 1}}, "unknown option of objective detection"),
+        ("detection", {"training": {"augment": "rawboost+nois"}}, "unknown augmentation 'nois'"),
+        ("detection", {"data": "nowhere"}, "nowhere: not found.*prepare generic"),
+        ("detection", {"start": "nowhere"}, "nowhere: not found"),
+        ("localization", {"rule": "most"}, "unknown rule 'most'; there are any, majority"),
+        ("localization", {"threshold": "f2"}, "unknown threshold 'f2'"),
+        ("localization", {"validation": "eer"}, "eer"),
+        ("localization", {"tolerance": -1.0}, "tolerance is -1.0"),
+        ("localization", {"data": "nowhere"}, "prepare generic"),
+        ("pretraining", {"task": "bert"}, "'bert'"),
+        ("pretraining", {"size": "huge"}, "huge"),
+        ("pretraining", {"label": "real"}, "unknown label 'real'"),
+        ("generalisation", {"steps": {"a": {"model": "bands", "model_options": {"x": 1}}}}, "option of bands 'x'"),
+        ("generalisation", {"steps": {"a": {"modle": "bands"}}}, "unknown part of a step 'modle'"),
+        ("generalisation", {"steps": {"a": {"training": {"epoch": 3}}}}, "epoch"),
+        ("generalisation", {"steps": {"a": {"objective": "detektion"}}}, "detektion"),
+        ("generalisation", {"seeds": []}, "seeds is 0"),
+    ],
+)
+def test_a_value_that_cannot_be_right_is_refused_before_anything_starts(tmp_path, recipe, value, what):
+    out = tmp_path / "run"
+    with pytest.raises((ValueError, OSError), match=what) as error:
+        run_recipe(recipe, {"out": str(out), **value})
+    assert not out.exists() and "\n" not in str(error.value)
+
+
+def test_a_step_with_another_model_comes_without_the_options_of_the_start():
+    start = {"model": "xvector", "model_options": {"width": 32}}
+    values = {"start": start, "steps": {"a": {}, "b": {"model": "bands"}, "c": {"model_options": {"width": 64}}}}
+    check_values(find_recipe("generalisation"), values)
+
+
 def test_fields_of_the_loop_stand_beside_the_recipes_own_parameters():
     known = recipe_parameters(find_recipe("detection"))
     assert known["epochs"]["default"] == 12 and known["lr"]["default"] == 1e-3 and "training" not in known
@@ -166,6 +256,7 @@ def test_a_recipe_starts_its_run_straight_after_its_parameters(recipe):
     """There `globals()` holds the parameters and nothing else."""
     code = [cell for cell in nbformat.read(recipe, as_version=4).cells if cell.cell_type == "code"]
     assert code[0].metadata.tags == ["parameters"]
+    assert all(cell.metadata.get("tags") == ["checks"] for cell in code[2:] if "tags" in cell.metadata)
     lines = code[1].source.splitlines()
     assert lines[-1] == f'run = start_run("{recipe.stem}", globals())' and lines[0].startswith("from wedefense_nb")
     assert code[-1].source.startswith("run.finish(")
@@ -296,6 +387,7 @@ def test_a_folder_with_another_run_is_refused_before_anything_is_touched(tmp_pat
         {"out": "elsewhere"},
         {"training": own | {"workers": 2}},
         {"training": own | {"lr": 1e-3}},
+        {"final": True},
     ):
         recipes._refuse_others(folder, detection, allowed)
     recipes._refuse_others(folder, find_recipe("fusion"), {})  # another recipe may live in the same folder
@@ -315,7 +407,7 @@ def tables():
 
 def test_the_recipe_detection_runs_headlessly(tmp_path):
     """Of the default detector, in one epoch: the model folder holds all that a judgement needs."""
-    pairs = [("epochs", "1"), ("replicates", "30"), ("out", str(tmp_path / "run"))]
+    pairs = [("epochs", "1"), ("replicates", "30"), ("final", "true"), ("out", str(tmp_path / "run"))]
     folder = run_recipe("detection", merge_parameters(find_recipe("detection"), None, pairs), stream=False)
     result = json.loads((folder / "result.json").read_text())
     assert result["epochs"] == [0] and result["training"]["epochs"] == 1
@@ -347,6 +439,22 @@ def test_the_recipe_pretraining_runs_headlessly(tmp_path):
     assert f"Heard: {len(heard)} recordings" in (folder / "upstream/README.md").read_text()
 
 
+def test_the_recipe_explanation_runs_headlessly(tmp_path):
+    """On a model folder: maps that know nothing stand at chance, and every method has its row."""
+    torch.manual_seed(0)
+    model = save_model(build("bands"), tmp_path / "model")
+    values = {"model": model, "recordings": 4, "sane": 1, "shown": 1, "replicates": 30, "out": tmp_path / "run"}
+    values["methods"] = "{random: {}, energy: {}, saliency: {}}"
+    pairs = [(name, str(value)) for name, value in values.items()]
+    folder = run_recipe("explanation", merge_parameters(find_recipe("explanation"), None, pairs), stream=False)
+    result = json.loads((folder / "result.json").read_text())
+    rows = pd.DataFrame(result["explanations"])
+    assert len(result["recordings"]) == 4 and set(rows.method) == {"random", "energy", "saliency"}
+    chance = rows[(rows.method == "random") & (rows.score == "auc")].value.item()
+    assert 0.3 < chance < 0.7 and set(result["rcq"]) == {"random", "energy", "saliency"}
+    assert result["sanity"] and not result["refused"] and (folder / "explanation.html").is_file()
+
+
 def test_every_recipe_is_run_here_or_beside_its_objective():
     """`nbdev-test` leaves the recipes out: here they run smaller, and their results are looked at."""
     recipes_there = {path.stem for path in (ROOT / "nbs/recipes").glob("*.ipynb")}
@@ -365,6 +473,10 @@ def test_the_recipe_evaluation_runs_headlessly(tmp_path, tables):
         assert found[system, "eer"]["value"] == pytest.approx(eer(tables["eval"][column], labels))
         assert found[system, "cllr"]["value"] == pytest.approx(cllr(tables["eval"][column], labels))
     assert {metric for _, metric in found} == {"eer", "min_dcf", "act_dcf", "cllr", "min_cllr"}
+    assert result["intervals"].startswith(
+        "intervals: groups drawn by speaker, 4 bona fide and 9 spoof; too narrow"
+    )
+    assert found["lcnn", "min_dcf"]["low"] is None and found["lcnn", "eer"]["low"] < found["lcnn", "eer"]["high"]
     difference = next(row for row in result["differences"] if row["metric"] == "eer")
     assert difference["value"] == pytest.approx(found["lcnn", "eer"]["value"] - found["resnet", "eer"]["value"])
     assert {row["by"] for row in result["breakdown"]} == {"attack", "language", "duration"}
@@ -388,6 +500,8 @@ def test_the_recipe_localization_runs_headlessly_and_continues(tmp_path):
         f"speech={speech}",
         f"fakes={fakes}",
         "refine=1",
+        "reference=30",
+        "final=true",
     ]
     pairs = [pair.split("=", 1) for pair in [*options, "validation=both_eer", f"out={tmp_path / 'run'}"]]
     values = merge_parameters(find_recipe("localization"), None, pairs)
@@ -416,6 +530,9 @@ def test_the_recipe_localization_runs_headlessly_and_continues(tmp_path):
         run_recipe("localization", values | {"speech": "nowhere", "out": str(tmp_path / "no")}, stream=False)
     model = load_model(folder / "model")
     calibration = load_calibration(folder / "model/calibration.json")
+    save(tmp_path / "tone.wav", np.sin(np.arange(32000) / 9).astype(np.float32) / 9)
+    judged = Predictor.from_folder(folder / "model").detect(tmp_path / "tone.wav")
+    assert judged.decision == CANNOT_SAY and judged.model["reference"]["train"] == 30
     one = truth.subset(utt=[truth.utterances.utt.iloc[0]])
     (name, scores), *_ = localize(model, one, progress=False).items()
     assert np.allclose(calibration.transform(scores), frames[name], atol=1e-4)
@@ -468,20 +585,3 @@ def test_the_recipe_generalisation_runs_headlessly_and_continues(tmp_path):
     run_recipe("generalisation", values, stream=False)
     assert (folder / "folds/copies-lpc-0/checkpoints/last.pt").stat().st_mtime == log
     assert json.loads((folder / "result.json").read_text())["errors"] == result["errors"]
-
-
-def test_the_recipe_generalisation_refuses_a_step_before_any_training(tmp_path):
-    for number, (steps, words) in enumerate(
-        (
-            ("{plain: {}, other: {modell: bands}}", "modell"),
-            ("{plain: {}, other: {training: {epoch: 3}}}", "epoch"),
-            ("{plain: {}, other: {objective: detektion}}", "detektion"),
-        )
-    ):
-        folder = tmp_path / str(number)
-        pairs = [("steps", steps), ("out", str(folder))]
-        with pytest.raises(RuntimeError, match=words):
-            run_recipe(
-                "generalisation", merge_parameters(find_recipe("generalisation"), None, pairs), stream=False
-            )
-        assert not (folder / "folds").exists()

@@ -9,16 +9,18 @@ import torch
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 
+from wedefense_nb.data.audio import load
 from wedefense_nb.data.manifest import Manifest
 from wedefense_nb.localization.localizers import Localizer
 from wedefense_nb.models.detector import build
 from wedefense_nb.training.scoring import score
-from wedefense_nb.understanding.quality import SOUND, Quality
+from wedefense_nb.understanding.quality import SOUND, Quality, measure_all
 from wedefense_nb.understanding.reference import (
     Heaps,
     Reference,
     embed_all,
     embed_batch,
+    hear_all,
     make_reference,
     risk_at,
     risk_coverage,
@@ -128,6 +130,34 @@ def test_embeddings_of_a_corpus_come_in_its_order(few):
     assert np.allclose(scores, score(model, part, progress=False).score, atol=1e-5)
     mixed = Manifest(part.utterances[::-1], root=part.root)
     assert np.allclose(embed_all(model, mixed, progress=False)[0], points[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size, seconds", [(4, 120.0), (16, 2.0)])
+def test_one_reading_gives_what_three_gave(few, batch_size, seconds):
+    part = few.subset(utt=list(few.utterances.utt[:9]))
+    model = build("bands").train()
+    heard = hear_all(model, part, halves=True, batch_size=batch_size, batch_seconds=seconds, progress=False)
+    assert model.training
+    points, scores = embed_all(model, part, progress=False)
+    assert np.allclose(heard.points, points, atol=1e-4) and np.allclose(heard.scores, scores, atol=1e-4)
+    assert heard.facts.equals(measure_all(part))
+    for path, (first, second) in zip(part.paths(), heard.halves, strict=True):
+        wave = torch.from_numpy(load(path)[0])
+        middle = len(wave) // 2
+        for half, got in ((wave[:middle], first), (wave[middle : 2 * middle], second)):
+            want = model.eval().score(model(half[None], torch.tensor([middle])))
+            assert float(want.detach()) == pytest.approx(got, abs=1e-4)
+
+
+def test_of_long_recordings_only_the_beginning_is_heard(few):
+    part = few.subset(utt=list(few.utterances.utt[:3]))
+    model = build("bands")
+    heard = hear_all(model, part, longest=0.5, progress=False)
+    assert (heard.facts.duration == 0.5).all() and len(heard.halves) == 0
+    wave = torch.from_numpy(load(next(iter(part.paths())))[0][:8000])[None]
+    assert np.allclose(
+        heard.points[0], embed_batch(model.eval(), wave, torch.tensor([8000]))[0].detach(), atol=1e-4
+    )
 
 
 def test_a_localizer_has_an_embedding_that_padding_does_not_change():

@@ -9,12 +9,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from wedefense_nb.book import COLORS
-from wedefense_nb.data.audio import save
+from wedefense_nb.data.audio import decode, save
 from wedefense_nb.data.manifest import Manifest
 from wedefense_nb.metrics import confidence_interval
 from wedefense_nb.task import label_ids
 from wedefense_nb.understanding import shortcuts as understanding
 from wedefense_nb.understanding.shortcuts import (
+    FOREST,
+    LEVEL,
     TRIVIA,
     bandwidth,
     plot_shortcuts,
@@ -47,6 +49,20 @@ def test_trivia_of_a_known_recording(rate):
     assert t["lead"] == pytest.approx(0.5, abs=0.02) and t["trail"] == pytest.approx(0.25, abs=0.02)
     assert t["bandwidth"] == pytest.approx(1000, abs=5) and t["dc"] == pytest.approx(0.001 / wave.std(), rel=0.01)
     assert t["level"] == pytest.approx(20 * np.log10(wave.std()), abs=0.01)
+    assert t["rolloff"] == pytest.approx(1000, abs=5) and t["above_4k"] < -40 and t["above_7k"] <= t["above_4k"]
+
+
+def test_energy_high_up_by_hand():
+    at = np.arange(16000) / 16000
+    wave = sum(a * np.sin(2 * np.pi * f * at) for f, a in ((1000, 1.0), (5000, 0.1), (7500, 0.01)))
+    t = trivia(wave[None], 16000)  # energies 1, 0.01 and 0.0001
+    assert t["above_4k"] == pytest.approx(10 * np.log10(0.0101 / 1.0101), abs=0.01)
+    assert t["above_7k"] == pytest.approx(10 * np.log10(0.0001 / 1.0101), abs=0.01)
+    assert t["bandwidth"] == 1000 and t["rolloff"] == 1000
+    louder = trivia((wave + 0.05 * np.sin(2 * np.pi * 5000 * at))[None], 16000)
+    assert louder["bandwidth"] == 1000 and louder["rolloff"] == 5000
+    narrow = trivia(np.ones((1, 100)) + at[:100], 8000)
+    assert narrow["above_4k"] == narrow["above_7k"] == -100
 
 
 def test_trivia_of_silence_and_noise_are_finite():
@@ -113,20 +129,45 @@ def test_planted_in_one_corpus_found_in_that_one(samples, table, spoof):
     assert report.found["padded", "trail"] and not report.found["clean", "trail"]
 
 
-def test_chance_is_not_found_in_noise(samples):
-    rng = np.random.default_rng(1)
-    found = 0
-    for _ in range(6):
-        x = pd.DataFrame(rng.normal(size=(len(samples), 5)), columns=list("abcde"))
-        found += bool(shortcuts(samples, x, n=100).set_index("trivia").found["all together"])
-    assert found <= 1
+def test_what_has_no_direction_is_found_by_the_forest_alone(samples, table, spoof):  # pitfall 60
+    """Fakes 6 dB too loud or too soft: no ranking of the level, and no weighted sum, separates them."""
+    side = 6 * np.random.default_rng(0).choice([-1, 1], len(table)) * spoof
+    report = shortcuts(samples, table.assign(level=table.level + side, peak=table.peak + side), n=100)
+    assert report.trivia[report.found].tolist() == [FOREST]
+
+
+@pytest.mark.parametrize("cut", [7000, 5500])
+def test_a_low_pass_of_all_fakes_is_found(samples, table, spoof, cut):  # pitfall 60
+    changed = table.copy()
+    for i in np.flatnonzero(spoof):
+        sound, rate = decode(samples.paths()[i])
+        spectrum = np.fft.rfft(sound)
+        spectrum[:, np.fft.rfftfreq(sound.shape[1], 1 / rate) > cut] = 0
+        changed.loc[table.index[i], TRIVIA] = trivia(np.fft.irfft(spectrum, sound.shape[1]), rate)
+    report = shortcuts(samples, changed, n=100).set_index("trivia")
+    assert report.found[["above_7k", "all together", FOREST]].all() and report.auc["above_7k"] > 0.99
+    assert not report.found["bandwidth"]  # which was all that looked at high frequencies
+
+
+def test_no_alarm_where_labels_mean_nothing(samples, table):
+    """Labels dealt anew within each speaker: no row of several corpora may be found, and p is no constant."""
+    people = samples.utterances.sort_values("speaker", kind="stable")
+    p_values = []
+    for seed in range(3):
+        dealt = people.sample(frac=1, random_state=seed).sort_values("speaker", kind="stable").label.to_numpy()
+        u = samples.utterances.assign(label=pd.Series(dealt, people.index), attack="")
+        report = shortcuts(Manifest(u, root=samples.root), table, n=100, seed=seed)
+        assert not report.found.any() and ((report.p_value < LEVEL) == report.found).all()
+        p_values += report.p_value.tolist()
+    assert min(p_values) < 0.3 and max(p_values) > 0.7
 
 
 def test_speakers_stay_together(samples):
     """A column that only tells the speaker must not tell the class."""
     u = samples.utterances
     voice = pd.get_dummies(u.speaker, dtype=float)
-    assert not shortcuts(samples, voice, n=50).set_index("trivia").found["all together"]
+    found = shortcuts(samples, voice, n=50).set_index("trivia").found
+    assert not found[["all together", FOREST]].any()
 
 
 def test_each_score_comes_from_a_model_that_has_not_seen_the_group(monkeypatch):

@@ -433,3 +433,16 @@ def test_systems_that_do_not_fit_are_refused(tmp_path):
         [one, "nameless.csv"],
     ):
         assert "two or more systems, each once" in quick("fuse", *systems).stderr
+
+
+def test_evaluate_draws_speakers_where_the_keys_know_them():
+    scores = ROOT / "data_samples/scores/resnet/eval.csv"
+    keys = ["-k", ROOT / "data_samples/utterances.csv", "--replicates", "30"]
+    by_speaker = quick("evaluate", scores, *keys).stdout.splitlines()
+    assert by_speaker[-1] == (
+        "intervals: groups drawn by speaker, 4 bona fide and 9 spoof; too narrow with fewer than 20 of a class"
+    )
+    singly = quick("evaluate", scores, *keys, "--groups", "").stdout.splitlines()
+    assert singly[-1] == "intervals: trials drawn singly" and singly[1] != by_speaker[1]
+    assert "no speakers are known" in quick("evaluate", scores, "--replicates", "30").stdout
+    assert "no column 'source' to draw by" in quick("evaluate", scores, *keys, "--groups", "source").stderr

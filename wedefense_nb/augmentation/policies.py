@@ -96,6 +96,7 @@ def policy(name: str, about: str, needs_sources: bool = False, needs_train: bool
 
 # %% ../../nbs/3_augmentation/08_policies.ipynb #poli0001
 _ALL_CODECS = ["mp3", "aac", "opus", "g722", "alaw"]
+_MESSAGES = [*_ALL_CODECS, "mulaw", "amr_nb"]
 _NOISE = "noise, music or babble"
 
 policy("musan_rir", f"{_NOISE} or a room (WeSpeaker, WeDefense), p 0.6", needs_sources=True)(
@@ -108,6 +109,9 @@ policy("tempo", "0.85 to 1.15 times as fast at the same pitch, p 0.5")(lambda _:
 policy("pitch", "up to two semitones up or down, p 0.5")(lambda _: Pitch(p=0.5))
 policy("band", "a low-pass filter or a lower sampling rate, p 0.5")(lambda _: OneOf(LowPass(), Resample(), p=0.5))
 policy("codec", f"{', '.join(_ALL_CODECS)} at any of their bit rates, p 0.5")(lambda _: Codec(_ALL_CODECS, p=0.5))
+policy("lossy", f"{', '.join(_MESSAGES)} at any of their bit rates, p 0.25: what a sound meets on its way")(
+    lambda _: Codec(_MESSAGES, p=0.25)
+)
 policy("telephone", "lost packets and a telephone line, p 0.5")(
     lambda _: Chain(PacketLoss(p=0.5), Telephone(), p=0.5)  # what hides a loss stays within the line's band
 )

@@ -44,6 +44,8 @@ class RawBoostOptions:
         Of the impulses.
     snr : (float, float)
         Of the stationary noise, dB.
+    peak : float
+        Largest sample of a recording while its powers are taken (not published); 0: as it is.
     """
 
     n_bands: int = 5
@@ -56,6 +58,7 @@ class RawBoostOptions:
     impulses: float = 10.0
     strength: float = 2.0
     snr: tuple[float, float] = (10.0, 40.0)
+    peak: float = 0.0
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #6bd8e14c
 def draw_notches(rng: np.random.Generator, o: RawBoostOptions, gain: tuple[float, float]) -> np.ndarray:
@@ -203,7 +206,7 @@ def notch_response(cascades: Tensor) -> Tensor:
     return torch.cat([response[..., :side], response[..., -side:]], -1)
 
 # %% ../../nbs/3_augmentation/02_rawboost.ipynb #f8215842
-def convolutive(wave: Tensor, lengths: Tensor, draws: Sequence[Draws]) -> Tensor:
+def convolutive(wave: Tensor, lengths: Tensor, draws: Sequence[Draws], peak: float = 0.0) -> Tensor:
     """LnL: powers of the signal through notch cascades, summed, free of their mean, at most 1 in size.
 
     Parameters
@@ -212,11 +215,18 @@ def convolutive(wave: Tensor, lengths: Tensor, draws: Sequence[Draws]) -> Tensor
         Zero beyond each recording's end, as is what comes out.
     draws : sequence of Draws
         One for each recording, of kind "L".
+    peak : float
+        Each recording is scaled to this largest sample, and back in the end, so that its level does not decide how
+        much the powers add; 0 leaves it as it is, as published.
 
     Returns
     -------
     torch.Tensor, shape (B, T)
     """
+    if peak > 0:
+        largest = wave.abs().amax(1, keepdim=True)
+        scale = torch.where(largest > 0, peak / largest, 1.0)
+        return convolutive(scale * wave, lengths, draws) / scale
     cascades = torch.from_numpy(np.array([d.convolutive for d in draws])).to(wave.device)
     y = zero_padding(filter_powers(wave, notch_response(cascades)), lengths)
     y -= y.sum(1, keepdim=True) / lengths[:, None]
@@ -323,7 +333,7 @@ class RawBoost(Transform):
 
     def _step(self, kind: str, wave: Tensor, lengths: Tensor, draws: list[Draws]) -> Tensor:
         if kind == "L":
-            return convolutive(wave, lengths, draws)
+            return convolutive(wave, lengths, draws, self.options.peak)
         if kind == "I":
             return impulsive(wave, lengths, draws, self.options.strength)
         return stationary(wave, lengths, draws)

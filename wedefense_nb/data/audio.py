@@ -145,8 +145,9 @@ def _open_av(path, source: Path | bytes) -> Iterator[tuple[av.container.InputCon
     except AudioError:
         raise
     except (av.error.FFmpegError, ValueError, OverflowError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or error  # without FFmpeg's number, and the path for a second time
         raise AudioError(
-            f"{path}: not an audio file that soundfile or PyAV can read, or broken ({error})"
+            f"{path}: not an audio file that soundfile or PyAV can read, or broken ({why})"
         ) from error
 
 
@@ -537,8 +538,9 @@ def codec_of(path) -> str:
         with _open_av(path, path) as (_, sound):
             context = sound.codec_context
             rate = context.bit_rate or 0
-            lossless = context.name.startswith("pcm_") or context.name in ("flac", "alac")
-            return context.name if lossless or not rate else f"{context.name}, {rate / 1000:.0f} kbit/s"
+            name = context.codec.canonical_name  # mp3, and not mp3float, which is one of its decoders
+            lossless = name.startswith("pcm_") or name in ("flac", "alac")
+            return name if lossless or not rate else f"{name}, {rate / 1000:.0f} kbit/s"
     except (AudioError, OSError):
         return ""
 

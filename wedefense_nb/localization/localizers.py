@@ -57,7 +57,7 @@ def front_hop(front: nn.Module) -> int:
     Raises
     ------
     ValueError
-        A front end without a known hop, such as one that works on single samples.
+        A front end that tells no hop.
 
     Examples
     --------

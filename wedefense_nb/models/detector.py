@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['DETECTORS', 'register', 'LOCALIZERS', 'Detector', 'Paper', 'arxiv', 'Detectors', 'defaults_of', 'options_of', 'build',
            'bands', 'with_head', 'set_progress', 'weights_print', 'save_weights', 'load_weights', 'save_model',
-           'load_model']
+           'load_model', 'start_from']
 
 # %% ../../nbs/4_models/03_detector.ipynb #9067ab7a
 import hashlib
 import inspect
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ..features.spectra import Fbank
 from ..files import atomic
 from .layers import Identity, StatsPool
 from .losses import Head, LinearHead, make_head
-from ..registry import Registry, unknown
+from ..registry import Registry, import_named, strangers, trusting, unknown
 from ..task import BONAFIDE, SPOOF
 from ..untrusted import read_mapping
 
@@ -178,7 +179,9 @@ def defaults_of(function: Callable) -> dict[str, Any]:
 
 
 def _builder(name: str) -> Any:
-    """What is registered under the name of a detector, or of a localizer."""
+    """What is registered under the name of a detector, or of a localizer, or stands at an address."""
+    if ":" in name:
+        return import_named(name)
     if name in DETECTORS:
         return DETECTORS[name]
     if name in LOCALIZERS:
@@ -208,7 +211,7 @@ def build(name: str, **config) -> Any:
     Parameters
     ----------
     name : str
-        One of `DETECTORS`, or of `LOCALIZERS`.
+        One of `DETECTORS` or `LOCALIZERS`, or the address of a function of one's own, ``package.module:function``.
     **config
         Options of that detector (`options_of`), and for all `head` and `head_options`: another of `losses.HEADS`.
 
@@ -220,6 +223,8 @@ def build(name: str, **config) -> Any:
     ------
     UnknownName
         A ValueError for an unknown name or option; the message lists what there is.
+    ValueError
+        A function of one's own that is not found, lacks an option, or builds something else.
 
     Examples
     --------
@@ -233,7 +238,12 @@ def build(name: str, **config) -> Any:
     for option in config:
         if option not in options:
             raise unknown(f"option of {name}", option, [*options, "head", "head_options"])
+    missing = [option for option, value in (options | config).items() if value is inspect.Parameter.empty]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(missing)}, which have no default: give them as options")
     model = _builder(name)(**config)
+    if not isinstance(getattr(model, "portable", None), dict):
+        raise ValueError(f"{name} builds a {type(model).__name__}, not a Detector or a Localizer")
     model.config = {"name": name} | options | config | model.portable
     if other_head:
         with_head(model, head, **head_options)
@@ -353,8 +363,20 @@ def load_weights(path) -> dict[str, Tensor]:
     return weights
 
 # %% ../../nbs/4_models/03_detector.ipynb #2c6bfe3e
+def _code_of(name: str) -> str:
+    """The text of the module at the address of a detector of one's own; empty for one of the library."""
+    if ":" not in name:
+        return ""
+    try:
+        return inspect.getsource(inspect.getmodule(import_named(name)))
+    except (OSError, TypeError):  # typed in a notebook, say
+        return ""
+
+
 def save_model(model: Detector, folder) -> Path:
     """Write `model.safetensors` and `config.yaml` into a folder, and return its path.
+
+    Of a detector of one's own, the module's text is kept too, as `code.py`: to be read, and never imported.
 
     Raises
     ------
@@ -367,6 +389,10 @@ def save_model(model: Detector, folder) -> Path:
     save_weights(model.state_dict(), folder / "model.safetensors")
     with atomic(folder / "config.yaml") as partial:
         partial.write_text(yaml.safe_dump(model.config, sort_keys=False))
+    code = _code_of(model.config["name"])
+    if code:
+        with atomic(folder / "code.py") as partial:
+            partial.write_text(code, encoding="utf-8")
     return folder
 
 
@@ -410,8 +436,17 @@ def _check_types(name: str, config: dict) -> None:
             raise ValueError(f"{option} is {value!r}, not of type {type(default).__name__} (default: {default!r})")
 
 
-def load_model(folder) -> Any:
+def load_model(folder, trust: Sequence[str] = ()) -> Any:
     """Build the model of a folder and load its weights, strictly; it comes in evaluation mode.
+
+    Parameters
+    ----------
+    folder : path
+    trust : sequence of str
+        Addresses of functions (``package.module:function``) that the folder may call. Without, only what this
+        library brings is built: anybody may have written the folder. The module is looked for in what is
+        installed and in the current folder, never in the model folder. A `UserWarning` if it is not the one
+        that the model was saved with.
 
     Raises
     ------
@@ -434,9 +469,10 @@ def load_model(folder) -> Any:
     try:
         if not isinstance(name, str):
             raise ValueError("it does not name a detector")
-        _check_types(name, config)
-        with _Bounded(most):
+        with strangers(), trusting(*trust), _Bounded(most):
+            _check_types(name, config)
             model = build(name, **config)
+            code = _code_of(name)
     except Exception as error:  # the options are a stranger's: any of them may fail in its own way
         if isinstance(error, ImportError):  # an extra that is not installed is not the file's fault
             raise
@@ -447,4 +483,50 @@ def load_model(folder) -> Any:
         raise RuntimeError(
             f"{folder}: the weights do not fit config.yaml: {' '.join(str(error).split())}"
         ) from None
+    kept = folder / "code.py"
+    if code and kept.is_file() and kept.read_text(encoding="utf-8") != code:
+        warnings.warn(f"{name} is not what it was when {folder} was saved: compare it with {kept}", stacklevel=2)
     return model.eval()
+
+# %% ../../nbs/4_models/03_detector.ipynb #detown06
+def start_from(model: Detector, path) -> list[str]:
+    """Give a model the weights of another, in place, as the beginning of a training.
+
+    Parameters
+    ----------
+    model : Detector or Localizer
+    path : path
+        A model folder, or a file of weights in safetensors, such as an epoch of a run.
+
+    Returns
+    -------
+    list of str
+        Weights that stay as they were: a head of another form, and what the file does not have.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such file.
+    ValueError
+        The file is damaged, or holds weights outside the head that the model has no place for.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = save_model(build("bands"), tempfile.mkdtemp())
+    >>> start_from(build("bands", head="oc_softmax"), folder)
+    ['head.vectors']
+    """
+    path = Path(path)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file of weights to start from")
+    own = model.state_dict()
+    found = {n: w for n, w in load_weights(file).items() if n.split(".")[-1] != "log_prior_odds"}
+    fitting = {n: w for n, w in found.items() if n in own and own[n].shape == w.shape}
+    odd = [n for n in found if n not in fitting and "head" not in n.split(".")]
+    if odd or not fitting:
+        first = odd or list(found)
+        raise ValueError(f"{file}: {len(first)} weights have no place in this model, such as {first[0]}")
+    model.load_state_dict(fitting, strict=False)
+    return [n for n in own if n not in fitting and n.split(".")[-1] != "log_prior_odds"]

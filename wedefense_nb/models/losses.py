@@ -49,7 +49,8 @@ class Head(nn.Module):
     dim : int
         Size E of the embeddings.
     log_odds : bool
-        Is the difference of the logits a log-odds, so that the training prior can be subtracted from it?
+        Is the difference of the logits a log-odds, so that the training prior can be subtracted from it? Of
+        cross-entropy only: a margin, a focus or a square puts the loss's minimum elsewhere.
     progress : float
         Share of the training that is done, in [0, 1]; `set_progress` writes it, margins may follow it.
     """
@@ -289,6 +290,7 @@ class MarginHead(CosineHead):
         self.scale = scale
         self.initial_margin = initial_margin
         self.ramp = (ramp_start, ramp_end, ramp_shape)
+        self.log_odds = margin == initial_margin == 0  # without a margin it is plain cross-entropy
         self.margin_at(0.0)  # an impossible ramp fails here, not after hours
 
     def margin_at(self, progress: float) -> float:
@@ -346,6 +348,7 @@ class ASoftmaxHead(CosineHead):
     def __init__(self, dim: int, multiplier: int = 4, floor: float = 5.0, steps: int = 10_000):
         super().__init__(dim)
         self.multiplier = multiplier
+        self.log_odds = multiplier == 1  # cos(1 angle) is no margin
         self.floor = floor
         self.steps = steps
 

@@ -177,6 +177,8 @@ class AffineCalibration(TransformerMixin, BaseEstimator):
     a_, b_ : float
     separable_ : bool
         The fitting scores separate the classes; the result is finite by a small penalty only.
+    inverted_ : bool
+        The slope is negative: the scores point the wrong way, and `transform` turns them round.
 
     Examples
     --------
@@ -192,6 +194,8 @@ class AffineCalibration(TransformerMixin, BaseEstimator):
         """Learn from scores (N,) or (N, 1) and labels (N,): of **dev**, never of the set that is reported.
 
         `sample_weight` (N,) is what a trial counts within its class, such as the seconds of a frame.
+
+        Warns (UserWarning) of separable classes and of a negative slope.
 
         Raises
         ------
@@ -216,6 +220,10 @@ class AffineCalibration(TransformerMixin, BaseEstimator):
             warnings.warn(f"the classes are separable: {remedy}", stacklevel=2)
         slopes, self.b_ = fit_weights(scores[:, None], y, 1 - self.p_spoof, ridge, sizes)
         self.a_ = float(slopes[0])
+        self.inverted_ = self.a_ < 0
+        if self.inverted_:
+            found = f"the slope is {self.a_:.3g}, so the line turns the scores round"
+            warnings.warn(f"{found}: higher must mean more bona fide; check their sign", stacklevel=2)
         return self
 
     def transform(self, X) -> np.ndarray:

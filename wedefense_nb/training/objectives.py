@@ -42,6 +42,8 @@ class Objective(nn.Module):
     ----------
     options : dict
         Settings of its own that change what is learned; a run is continued with the same ones only.
+    shares : dict of str to float
+        Share of the learning rate that a parameter gets, by its name in the model; 1 for those that are not here.
 
     Examples
     --------
@@ -56,6 +58,16 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self.options: dict[str, Any] = {}
+        self.shares: dict[str, float] = {}
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameters that learn, by their `share` of the learning rate, largest first: an optimizer's groups."""
+        by_share: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                share = self.shares.get(name.removeprefix("model."), 1.0)
+                by_share.setdefault(share, []).append(parameter)
+        return [{"params": by_share[share], "share": share} for share in sorted(by_share, reverse=True)]
 
     def forward(self, batch: Batch, epoch: int = 0, progress: float = 1.0) -> Tensor:
         """The loss of a batch, a scalar.

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'CANNOT_SAY', 'MOST_CHANNELS', 'effective_number', 'correlation_within', 'Evidence', 'learn_evidence',
-           'add_reference', 'in_words', 'Judgement', 'plan_windows', 'cut_stream', 'Localization', 'Predictor']
+           'add_reference', 'in_words', 'Judgement', 'plain_values', 'plan_windows', 'cut_stream', 'Localization',
+           'Predictor']
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0004
 import json
@@ -32,8 +33,8 @@ from ..models.detector import load_model
 from ..scores.calibration import AffineCalibration, load_calibration
 from ..task import BONAFIDE, LABELS, SPOOF, bayes_threshold, check_trials, decide, label_ids, posterior
 from ..training.scoring import bar_options
-from ..understanding.quality import HOP, Meter, Quality, codec_of, measure_all, waves_of
-from ..understanding.reference import Reference, embed_all, embed_batch, make_reference
+from ..understanding.quality import HOP, Meter, Quality, codec_of, waves_of
+from ..understanding.reference import Reference, embed_waves, hear_all, make_reference
 from ..untrusted import read_mapping
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0007
@@ -127,6 +128,11 @@ class Evidence:
         return path
 
     @classmethod
+    def of_line(cls, calibration: AffineCalibration) -> "Evidence":
+        """Of a calibration alone: nothing is known about windows, so they count as one, whatever their number."""
+        return cls(4.0, 0.1, 1.0, float(calibration.a_), float(calibration.b_), np.zeros((0, 3)))
+
+    @classmethod
     def load(cls, folder) -> "Evidence":
         """Read what `save` wrote; ValueError for another file."""
         path = Path(folder) / "evidence.json"
@@ -199,19 +205,6 @@ def learn_evidence(
     )
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0017
-@torch.no_grad()
-def _half_scores(model, manifest: Manifest) -> np.ndarray:
-    """Scores (N, 2) of both halves of each recording."""
-    device = next(model.parameters()).device
-    rows = []
-    for path in manifest.paths():
-        wave = np.concatenate([w.mean(axis=0) for w in waves_of(path)])
-        middle = len(wave) // 2
-        both = torch.from_numpy(np.stack([wave[:middle], wave[middle : 2 * middle]])).float().to(device)
-        rows.append(embed_batch(model, both, torch.full((2,), middle, device=device))[1].tolist())
-    return np.array(rows)
-
-
 def _some(part: Manifest, most: int) -> Manifest:
     """At most so many recordings of a manifest, always the same."""
     if len(part) <= most:
@@ -254,7 +247,8 @@ def add_reference(
     Raises
     ------
     ValueError
-        A split without recordings, or without one of the classes; features instead of sounds.
+        A split without recordings, or without one of the classes (a localizer may have been trained on one);
+        features instead of sounds.
     """
     folder = Path(folder)
     if holds_features(corpus):
@@ -264,22 +258,20 @@ def add_reference(
     labels = {}
     for name, part in parts.items():
         labels[name] = label_ids(part.utterances.label)
-        if len(np.unique(labels[name])) < 2:
+        fewest = 1 if name == train and isinstance(model, Localizer) else 2  # it may have learned from fakes alone
+        if len(np.unique(labels[name])) < fewest:
             raise ValueError(f"split {name!r} needs recordings of both classes, for a reference")
-    points, scores, tables = {}, {}, {}
-    for name, part in parts.items():
-        points[name], scores[name] = embed_all(model, part)
-        tables[name] = measure_all(part)
+    heard = {name: hear_all(model, part, halves=name == dev) for name, part in parts.items()}
     lengths = parts[dev].utterances.duration.to_numpy()
-    evidence = learn_evidence(scores[dev], _half_scores(model, parts[dev]), labels[dev], lengths)
+    evidence = learn_evidence(heard[dev].scores, heard[dev].halves, labels[dev], lengths)
     file = folder / "calibration.json"
     if file.is_file() and windows is None and not isinstance(model, Localizer):
         known = load_calibration(file)
         if isinstance(known, AffineCalibration):
             evidence.a, evidence.b = float(known.a_), float(known.b_)
     evidence.save(folder)
-    trained = (points[train], labels[train], tables[train])
-    make_reference(trained, (points[dev], tables[dev]), **notes).save(folder)
+    trained = (heard[train].points, labels[train], heard[train].facts)
+    make_reference(trained, (heard[dev].points, heard[dev].facts), **notes).save(folder)
     return folder
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0023
@@ -358,7 +350,7 @@ class Judgement:
 
     def to_json(self) -> str:
         """As JSON; without a value there is null."""
-        return json.dumps(_plain(asdict(self)), indent=1)
+        return json.dumps(plain_values(asdict(self)), indent=1)
 
     def table(self) -> pd.DataFrame:
         """The time course: a row a window."""
@@ -379,7 +371,8 @@ class Judgement:
             third = "This is no sign that it is fake, and none that it is real."
         else:
             meaning = "REAL VOICE (bona fide)" if self.decision == "bonafide" else "FAKE (spoof)"
-            first = f"{self.file}: {meaning}"
+            unsure = self.low < bayes_threshold(self.p_spoof, self.c_miss, self.c_fa) < self.high
+            first = f"{self.file}: {meaning}{', but that is uncertain' if unsure else ''}"
             often = math.exp(min(abs(self.llr), 700.0))
             side = ("real", "fake") if self.llr > 0 else ("fake", "real")
             ratio = f"{often:.1f}" if often < 10 else f"{often:,.0f}"
@@ -388,16 +381,23 @@ class Judgement:
             third = f"If {odds}: {self.posterior:.0%} real, {1 - self.posterior:.0%} fake"
             third += f" (a missed real one costs {self.c_miss:g}, an accepted fake {self.c_fa:g})."
         fourth = f"Heard: {self.quality.text()}."
-        notes = "; ".join(self.caveats) or "it knows only fakes like those it was trained on"
+        notes = "it knows only fakes like those it was trained on"
+        if self.decision == CANNOT_SAY:
+            notes = "another model, or a better copy of the recording, may tell more"
+        notes = "; ".join(self.caveats) or notes
         return "\n".join([first, second, third, fourth, f"Caveats: {notes}."])
 
 
-def _plain(value):
-    """NaN to None, tuples to lists, in whatever is nested."""
+def plain_values(value: Any) -> Any:
+    """NaN and infinite numbers to None, tuples to lists, in whatever is nested, as JSON wants it.
+
+    >>> plain_values({"llr": float("nan"), "windows": (1.0, 2.0)})
+    {'llr': None, 'windows': [1.0, 2.0]}
+    """
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: plain_values(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain_values(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -503,8 +503,7 @@ class Predictor:
             calibration = load_calibration(folder / "calibration.json")
         local = isinstance(model, Localizer)
         if evidence is None and isinstance(calibration, AffineCalibration) and not local:
-            # nothing is known about windows: they count as one, whatever their number
-            evidence = Evidence(4.0, 0.1, 1.0, float(calibration.a_), float(calibration.b_), np.zeros((0, 3)))
+            evidence = Evidence.of_line(calibration)
         card = folder / "card.md"
         about = {"name": model.config["name"], "folder": folder.name}
         about["card"] = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
@@ -685,13 +684,10 @@ class Predictor:
         rows = []
         for window in windows:
             rows += [window.mean(axis=0), *window[:each]]
-        wave = torch.from_numpy(np.clip(np.stack(rows), -1.0, 1.0)).float()
-        lengths = torch.full((len(wave),), wave.shape[1])
-        if wave.shape[1] < SAMPLE_RATE // 2:  # padding changes no score, and networks need some length
-            wave = torch.nn.functional.pad(wave, (0, SAMPLE_RATE // 2 - wave.shape[1]))
-        points, scores = embed_batch(self.model, wave.to(self.device), lengths.to(self.device))
-        points = points.float().cpu().numpy()[:: each + 1]
-        of_rows = scores.float().cpu().reshape(len(windows), each + 1).tolist()
+        heard = [np.clip(row, -1.0, 1.0).astype(np.float32) for row in rows]
+        points, scores = embed_waves(self.model, heard, self.device)
+        points = points[:: each + 1]
+        of_rows = scores.reshape(len(windows), each + 1).tolist()
         if not np.isfinite(of_rows).all():
             raise FloatingPointError("the model's score of this recording is not finite")
         return list(zip(of_rows, points, strict=True))

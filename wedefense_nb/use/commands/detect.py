@@ -7,11 +7,11 @@ __all__ = ['EXIT_CODES', 'NO_MODEL', 'exit_code', 'detect', 'reference']
 
 # %% ../../../nbs/9_use/08_detect.ipynb #dtct0004
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..cli import app
+from ..cli import Trust, app
 
 # %% ../../../nbs/9_use/08_detect.ipynb #dtct0007
 EXIT_CODES = {"bonafide": 0, "error": 1, "spoof": 3, "cannot say": 4}
@@ -51,14 +51,111 @@ def _sounds(files: list[Path]) -> list[Path]:
     return found
 
 
-def _predictor(model: Path, kind: str):
+def _predictor(model: Path, kind: str, trust: list[str] | None):
+    from wedefense_nb.registry import trusting
     from wedefense_nb.use.predict import Predictor
 
     if model.is_file():
         if not kind:
             raise ValueError(f"{model}: for published weights say of which --kind they are, such as aasist-l")
         return Predictor.from_published(model, kind)
-    return Predictor.from_folder(model)
+    with trusting(*trust or ()):
+        return Predictor.from_folder(model)
+
+
+def _localizer(folder: Path | None, predictor, trust: list[str] | None):
+    """What says where a recording is fake: the localizer that was named, or the model if it is one."""
+    from wedefense_nb.localization.localizers import Localizer
+
+    if folder is None:
+        return predictor if isinstance(predictor.model, Localizer) else None
+    found = _predictor(folder, "", trust)
+    if not isinstance(found.model, Localizer):
+        raise ValueError(
+            f"--localizer {folder}: this model scores whole recordings; name the folder of a localizer"
+        )
+    return found
+
+
+def _is_page(place: Path | None) -> bool:
+    """Was a page named, or a folder for pages?"""
+    return place is not None and place.suffix.lower() in (".html", ".htm") and not place.is_dir()
+
+
+class _Pages:
+    """Where the pages of a call go, and the table that lists them where there are several."""
+
+    def __init__(self, files: list[Path], several: bool, asked: Path | None, localizer: Any):
+        self.files = files
+        self.several = several
+        self.asked = asked
+        self.localizer = localizer
+        self.entries: list[Any] = []
+        self.open = True  # until one of them could not be written
+        self.said = ""
+        if several and _is_page(asked):
+            raise ValueError(f"--html {asked}: several recordings are several pages: name a folder")
+
+    def _folder(self) -> Path:
+        if self.asked is not None:
+            return self.asked
+        one = self.several and len(self.files) == 1
+        return Path("reports") / (self.files[0].resolve().name if one else "")
+
+    def _place(self, name: str) -> Path:
+        if self.asked is not None and _is_page(self.asked):
+            return self.asked
+        return self._folder() / name
+
+    def _name(self, path: Path) -> str:
+        """A recording's place in the folder that was named."""
+        inside = (path.relative_to(file) for file in self.files if file.is_dir() and path.is_relative_to(file))
+        return str(next(inside, path.name))
+
+    def _write(self, function, *args) -> Path | None:
+        try:
+            return function(*args)
+        except (OSError, RuntimeError, ValueError) as error:
+            if self.asked is not None:
+                raise
+            self.open = False
+            typer.echo(f"no page was written: {error}", err=True)
+            return None
+
+    def add(self, path: Path, judgement: Any) -> None:
+        """The page of a recording."""
+        from wedefense_nb.use.predict import CANNOT_SAY
+        from wedefense_nb.use.report import Entry, page_name, write_report
+
+        name = page_name(judgement)
+        found = None
+        if self.localizer is not None and judgement.decision != CANNOT_SAY:
+            found = self.localizer.localize(path)
+        page = None
+        if self.open:
+            up = "index.html" if self.several else ""
+            page = self._write(write_report, judgement, self._place(name), path, found, up)
+        self.entries.append(Entry(self._name(path), judgement, page.name if page else ""))
+        if page and not self.several:
+            self.said = f"page: {page}"
+
+    def fail(self, path: Path, error: Exception) -> None:
+        """A recording that could not be read."""
+        from wedefense_nb.use.report import Entry
+
+        self.entries.append(Entry(self._name(path), error=str(error).replace(str(path), path.name)))
+
+    def close(self) -> None:
+        """The table; and where everything is."""
+        from wedefense_nb.use.report import write_index
+
+        if self.several and self.open:
+            title = self.files[0].resolve().name if len(self.files) == 1 else "Recordings"
+            index = self._write(write_index, self.entries, self._folder(), title)
+            if index:
+                self.said = f"pages: {index}"
+        if self.said:
+            typer.echo(self.said, err=True)
 
 
 @app.command(epilog="Example: `wedefense-nb detect voice.m4a --model runs/mine/model --prior 0.1`")
@@ -70,8 +167,17 @@ def detect(
     cost_miss: Annotated[float, typer.Option(help="Cost of calling a real voice fake.")] = 1.0,
     cost_fa: Annotated[float, typer.Option(help="Cost of calling a fake real.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: a list, with everything.")] = False,
+    trust: Trust = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="NAME.html, or a folder for pages. By default they go into the folder reports/ here."),
+    ] = None,
+    no_html: Annotated[bool, typer.Option("--no-html", help="Write no page.")] = False,
+    localizer: Annotated[
+        Path | None, typer.Option(help="Folder of a localizer: the page shows where it hears a fake.")
+    ] = None,
 ):
-    """Judge recordings. Exit codes: 0 real, 3 fake, 4 cannot say, 1 error."""
+    """Judge recordings: five lines, and a page in reports/. Exit codes: 0 real, 3 fake, 4 cannot say, 1 error."""
     if model is None:
         raise ValueError(NO_MODEL)
     import json
@@ -81,7 +187,11 @@ def detect(
     from wedefense_nb.data.audio import AudioError
 
     paths = _sounds(files)
-    predictor = _predictor(model, kind)
+    predictor = _predictor(model, kind, trust)
+    pages = None
+    if html is not None or not (no_html or as_json):
+        several = len(paths) > 1 or any(file.is_dir() for file in files)
+        pages = _Pages(files, several, html, _localizer(localizer, predictor, trust))
     found, decisions = [], []
     for path in paths:
         try:
@@ -90,6 +200,11 @@ def detect(
         except AudioError as error:
             decisions.append("error")
             typer.echo(f"error: {error}", err=True)
+            if pages is not None:
+                pages.fail(path, error)
+            continue
+        if pages is not None:
+            pages.add(path, found[-1])
     if as_json:
         typer.echo(json.dumps([json.loads(judgement.to_json()) for judgement in found], indent=1))
     elif len(paths) == 1:
@@ -100,6 +215,8 @@ def detect(
         shown = table.round({"llr": 2, "low": 2, "high": 2, "posterior": 3, "duration": 1, "speech": 1})
         typer.echo(shown.to_string(index=False, na_rep=""))
         typer.echo(f"assumed: {prior:.0%} of such recordings fake; costs {cost_miss:g} and {cost_fa:g}")
+    if pages is not None:
+        pages.close()
     code = exit_code(decisions)
     if code:
         raise typer.Exit(code)
@@ -111,12 +228,15 @@ def reference(
     data: Annotated[Path, typer.Argument(help="Manifest folder of what it was trained and calibrated on.")],
     train: Annotated[str, typer.Option(help="Split that it learned from.")] = "train",
     dev: Annotated[str, typer.Option(help="Split that it was calibrated on.")] = "dev",
+    trust: Trust = None,
 ):
     """Give a model folder the statistics of its training data, so that it knows what it has never met."""
     from wedefense_nb.data.manifest import Manifest
+    from wedefense_nb.registry import trusting
     from wedefense_nb.use.predict import Evidence, add_reference
 
-    folder = add_reference(model, Manifest.read(data), train, dev, data=str(data))
+    with trusting(*trust or ()):
+        folder = add_reference(model, Manifest.read(data), train, dev, data=str(data))
     learned = Evidence.load(folder)
     typer.echo(f"windows of {learned.window:.2f} s, correlation within recordings {learned.rho:.2f}")
     typer.echo(f"reference: {folder / 'reference.json'}, {folder / 'evidence.json'}")

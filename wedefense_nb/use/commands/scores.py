@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ..cli import app
+from ..cli import Trust, app
 
 # %% ../../../nbs/9_use/07_scores.ipynb #a121185c
 def _recordings(data: Path, split: str | None):
@@ -44,13 +44,14 @@ def score(
     ),
     split: Annotated[str | None, typer.Option(help="Only this split of a manifest.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that load recordings.")] = 0,
+    trust: Trust = None,
 ):
     """Score recordings; llr > 0 speaks for bona fide, < 0 for spoof."""
     from wedefense_nb.models.detector import Detector, load_model
     from wedefense_nb.scores.score_files import write_scores
     from wedefense_nb.training import scoring
 
-    detector = load_model(model)
+    detector = load_model(model, trust or ())
     if not isinstance(detector, Detector):
         raise ValueError(f"{model}: a localizer, which scores frames; use `wedefense-nb localize`")
     manifest = _recordings(data, split)
@@ -184,6 +185,9 @@ def evaluate(
         list[str] | None, typer.Option("-c", "--column", help="Columns; default: score, llr.")
     ] = None,
     by: Annotated[str | None, typer.Option(help="Break the EER down by a column: attack, codec, speaker…")] = None,
+    groups: Annotated[
+        str, typer.Option(help="Column whose values are drawn as a whole for the intervals; '' draws trials.")
+    ] = "speaker",
     replicates: Annotated[int, typer.Option(help="Bootstrap replicates for the 95 % intervals.")] = 1000,
     truth: Annotated[
         Path | None,
@@ -220,8 +224,8 @@ def evaluate(
         typer.Option(help="A threshold that was fixed before, instead of --dev.", rich_help_panel=FRAMES),
     ] = None,
 ):
-    """EER, minDCF, actDCF, Cllr and minCllr with intervals; with --truth, all measures of frame scores."""
-    from wedefense_nb.metrics import looks_inverted, report, show
+    """EER, minDCF, actDCF, Cllr and minCllr, with intervals; with --truth, all measures of frame scores."""
+    from wedefense_nb.metrics import drawn_together, looks_inverted, report, show
     from wedefense_nb.scores.comparison import bins, breakdown
     from wedefense_nb.task import label_ids
 
@@ -248,11 +252,13 @@ def evaluate(
     if missing:
         raise ValueError(f"no column {missing}; scores and keys have {list(table.columns)}")
     labels = label_ids(table.label)
-    found = report({name: table[name] for name in columns}, labels, n=replicates, progress=True)
+    drawn, how = drawn_together(table, labels, groups)
+    found = report({name: table[name] for name in columns}, labels, drawn, n=replicates, progress=True)
     typer.echo(show(found).to_string())
+    typer.echo(how)
     if by:
         values = bins(table[by]) if by == "duration" else table[by]
-        parts = breakdown("eer", table[columns[-1]], labels, values, n=replicates)
+        parts = breakdown("eer", table[columns[-1]], labels, values, n=replicates, groups=drawn)
         typer.echo(parts.round(4).to_string(index=False))
     for name in columns:
         warning = looks_inverted(table[name], labels)
@@ -343,6 +349,7 @@ def localize(
     threshold: Annotated[float, typer.Option(help="Frames with a lower llr (or score) are called fake.")] = 0.0,
     split: Annotated[str | None, typer.Option(help="Only this split of a manifest.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that load recordings.")] = 0,
+    trust: Trust = None,
 ):
     """Score every frame of recordings, and write down which stretches are fake."""
     import numpy as np
@@ -358,7 +365,7 @@ def localize(
     rttm = rttm or out.with_suffix(".rttm")
     if out.suffix not in (".csv", ".npz") or rttm == out:
         raise ValueError(f"{out}: frame scores are written as .csv or .npz")
-    localizer = load_model(model)
+    localizer = load_model(model, trust or ())
     if not isinstance(localizer, localizers.Localizer):
         raise ValueError(f"{model}: scores whole recordings, it is no localizer; use `wedefense-nb score`")
     manifest = _recordings(data, split)
