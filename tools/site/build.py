@@ -1,162 +1,162 @@
 """The web site in _docs/, from the notebooks as they are: `make docs`.
 
-Titles, order and parts come from _quarto.yml, the same file that quarto reads. Nothing is executed and nothing is
-asked of the network by the pages: formulas' fonts are fetched from npm once, while the site is built.
+Contents, order and titles of the sections come from _quarto.yml, the file that quarto reads. Where quarto is installed
+it builds the site; elsewhere Sphinx with myst-nb does, and that is what is tested. Nothing is executed, and the pages ask
+nothing of any other server. With npm and node, formulas are set by KaTeX, fetched once and kept in the work folder;
+without them they become MathML, which browsers set with fonts of their own.
 """
 
 import argparse
 import configparser
 import json
-import re
+import os
 import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 from pathlib import Path
 
 import nbformat
-import yaml
 
-ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
-DIRECTIVE = re.compile(r"^#\|\s*\S.*\n?", re.MULTILINE)
-CODE = re.compile(r"^#\|\s*export\b", re.MULTILINE)
+sys.path.insert(0, str(HERE))
+
+import notebooks  # noqa: E402
+import pitfalls  # noqa: E402
+import reference  # noqa: E402
+import vendor  # noqa: E402
+from book import NBS, ROOT, chapter_modules, main_line, pages, sections, titles  # noqa: E402
 
 
-def contents() -> list:
-    """Pages and sections of the sidebar, in order, as _quarto.yml has them."""
-    return yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]
-
-
-def pages() -> list[str]:
-    """All pages, as paths under nbs/."""
-    return [p for entry in contents() for p in (entry["contents"] if isinstance(entry, dict) else [entry])]
-
-
-def module_of(nb) -> str:
-    """The module that a notebook exports, such as scores.calibration; empty for none."""
-    for cell in nb.cells:
-        found = re.search(r"^#\|\s*default_exp\s+(\S+)", cell.source) if cell.cell_type == "code" else None
-        if found:
-            return found[1]
-    return ""
-
-
-def as_page(nb, path: str):
-    """The notebook as the site shows it: without directives, with the way to its module and to the file itself."""
-    module = module_of(nb)
-    cells = []
-    for cell in nb.cells:
-        if cell.cell_type == "code":
-            exported = bool(CODE.search(cell.source))
-            cell.source = DIRECTIVE.sub("", cell.source).strip("\n")
-            if not cell.source and not cell.outputs:
-                continue
-            if exported:
-                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "exported"]
-        cells.append(cell)
-    name = Path(path).name
-    line = f"{{download}}`Download this notebook <{name}>`"
-    if module:
-        line += f" · builds the module [`{module}`]({'../' * path.count('/')}api/{module}.md)"
-    cells.insert(1, nbformat.v4.new_markdown_cell(f"::::{{container}} download\n{line}\n::::"))
-    nb.cells = cells
-    return nb
-
-
-def toctrees() -> str:
-    """The sidebar as Sphinx wants it, for the end of the first page."""
+def toctrees(there: set[str]) -> dict[str, str]:
+    """By page: the tree of pages below it, as Sphinx wants it. Parts fold, so that the sidebar stays short."""
+    names = titles()
+    trees = {}
+    root = []
+    for section, entries in sections():
+        entries = [page for page in entries if page in there]
+        if entries and entries[0].endswith("/index.ipynb"):
+            below = "\n".join(f"{names[p]} <{Path(p).stem}>" for p in entries[1:])
+            trees[entries[0]] = f"```{{toctree}}\n:hidden:\n\n{below}\n```"
+            entries, section = entries[:1], "The course"
+        if not root or root[-1][0] != section:
+            root.append((section, []))
+        root[-1][1].extend(entries)
+    root.append(("Reference", ["api/index.rst"]))
     blocks = []
-    for entry in contents():
-        if not isinstance(entry, dict):
-            continue
-        names = "\n".join(page.rsplit(".", 1)[0] for page in entry["contents"])
-        blocks.append(f"```{{toctree}}\n:hidden:\n:caption: {entry['section']}\n\n{names}\n```")
-    blocks.append("```{toctree}\n:hidden:\n:caption: Look up\n\napi/index\n```")
-    return "\n\n".join(blocks)
+    for section, entries in root:
+        lines = "\n".join(f"{names.get(p, 'Every public name')} <{p.rsplit('.', 1)[0]}>" for p in entries)
+        blocks.append(f"```{{toctree}}\n:hidden:\n:caption: {section}\n\n{lines}\n```")
+    trees["index.ipynb"] = "\n\n".join(blocks)
+    return trees
 
 
-def reference(source: Path, chapters: dict[str, str]) -> None:
-    """One page for each module, and an index of all of them by part."""
-    folder = source / "api"
-    folder.mkdir()
-    lines = ["# Reference", "", "Every public name, by the module that has it.", ""]
-    names = []
-    for module, path in sorted(chapters.items(), key=lambda pair: pair[1]):
-        title = nbformat.read(ROOT / "nbs" / path, 4).cells[0].source
-        about = (re.findall(r"^>\s*(.+)$", title, re.MULTILINE) or [""])[0]
-        text = f"# {module}\n\n{about}\n\nBuilt in the chapter [{path[:-6]}](../{path}).\n\n"
-        text += f"```{{eval-rst}}\n.. automodule:: wedefense_nb.{module}\n   :members:\n```\n"
-        (folder / f"{module}.md").write_text(text)
-        lines.append(f"- [`{module}`]({module}.md) {about}")
-        names.append(module)
-    lines += ["", "```{toctree}\n:hidden:\n", *names, "```", ""]
-    (folder / "index.md").write_text("\n".join(lines))
-
-
-def katex_files(into: Path) -> None:
-    """KaTeX's style and fonts, of the version that the extension sets formulas with, from npm."""
-    from sphinxcontrib.katex import katex_version
-
-    with tempfile.TemporaryDirectory() as tmp:
-        subprocess.run(["npm", "pack", "--silent", f"katex@{katex_version}"], cwd=tmp, check=True, stdout=sys.stderr)
-        (archive,) = Path(tmp).glob("katex-*.tgz")
-        with tarfile.open(archive) as tar:
-            tar.extractall(tmp, filter="data")
-        dist = Path(tmp) / "package/dist"
-        into.mkdir(parents=True)
-        shutil.copy(dist / "katex.min.css", into)
-        (into / "fonts").mkdir()
-        for font in (dist / "fonts").glob("*.woff2"):
-            shutil.copy(font, into / "fonts")
-
-
-def write_source(source: Path) -> None:
-    """All that Sphinx reads, in a folder of its own."""
-    chapters = {}
-    for page in pages():
+def write_source(source: Path, extra: Path, only: list[str]) -> None:
+    """All that Sphinx reads, in a folder of its own; in `extra`, what goes to the site as it is."""
+    wanted = [page for page in pages() if not only or page == "index.ipynb" or any(o in page for o in only)]
+    # an opening page holds the tree of its chapters
+    parts = {page.split("/")[0] for page in wanted}
+    wanted = [page for page in pages() if page in wanted or page.split("/")[0] in parts and "/index" in page]
+    trees = toctrees(set(wanted))
+    modules = {name: page for name, page in chapter_modules().items() if page in wanted}
+    outside = notebooks.Outside(source)
+    for page in wanted:
         place = source / page
         place.parent.mkdir(parents=True, exist_ok=True)
         if page.endswith(".md"):
-            shutil.copy(ROOT / "nbs" / page, place)
+            text = (NBS / page).read_text(encoding="utf-8")
+            text = pitfalls.with_tests(text) if page == "pages/pitfalls.md" else text
+            text = notebooks.with_index(text) if page == "pages/glossary.md" else text
+            place.write_text(outside.rewritten(text, NBS / page, place), encoding="utf-8")
             continue
-        nb = nbformat.read(ROOT / "nbs" / page, 4)
-        module = module_of(nb)
-        if module:
-            chapters[module] = page
-        nb = as_page(nb, page)
+        (extra / "notebooks" / page).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(NBS / page, extra / "notebooks" / page)
+        nb = notebooks.as_page(nbformat.read(NBS / page, 4), page)
         if page == "index.ipynb":
-            nb.cells.append(nbformat.v4.new_markdown_cell(toctrees()))
+            nb = notebooks.landing(nb, has_demo=(HERE / "demo/build.py").is_file())
+        if page in trees:
+            nb.cells.append(nbformat.v4.new_markdown_cell(trees[page]))
+        for cell in nb.cells:
+            if cell.cell_type == "markdown":
+                cell.source = outside.rewritten(cell.source, NBS / page, place)
         nbformat.write(nb, place)
-    for folder in ("images",):
-        if (ROOT / "nbs" / folder).is_dir():
-            shutil.copytree(ROOT / "nbs" / folder, source / folder)
-    reference(source, chapters)
-    static = source / "_static"
-    shutil.copytree(HERE / "static", static)
-    katex_files(static / "katex")
+    for picture in [p for p in NBS.rglob("*.png") if p.relative_to(NBS).parts[0] != "runs"]:
+        (source / picture.relative_to(NBS)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, source / picture.relative_to(NBS))
+    reference.write(source / "api", modules)
+    (extra / "sounds").mkdir(parents=True, exist_ok=True)
+    for name in notebooks.SOUNDS:
+        shutil.copy(ROOT / f"data_samples/audio/{name}.flac", extra / "sounds")
+
+
+def write_settings(work: Path, source: Path, extra: Path) -> None:
+    """What conf.py asks for: facts about the package, and where things are."""
+    shutil.copytree(HERE / "static", source / "_static")
+    katex = vendor.katex(work)
+    if katex:
+        shutil.copytree(katex, source / "_static/katex", ignore=shutil.ignore_patterns("*.js", "*.json"))
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     settings = settings["DEFAULT"]
-    facts = {"title": settings["lib_name"], "version": settings["version"], "author": settings["author"]}
-    (source / "facts.json").write_text(json.dumps(facts | {"node": shutil.which("node") or ""}))
+    facts = {
+        "title": settings["lib_name"],
+        "version": settings["version"],
+        "author": settings["author"],
+        "about": settings["description"],
+        "here": str(HERE),
+        "extra": str(extra),
+        "katex": str(katex / "katex.min.js") if katex else "",
+        "main": [page.rsplit(".", 1)[0] for page in main_line()],
+        "titles": {page.rsplit(".", 1)[0]: name for page, name in titles().items()},
+        "names": reference.public_names(chapter_modules()),
+    }
+    (source / "facts.json").write_text(json.dumps(facts))
     shutil.copy(HERE / "conf.py", source)
 
 
+def by_sphinx(out: Path, work: Path, only: list[str], jobs: str) -> int:
+    """Write the source, add the demo of the browser if there is one, run Sphinx."""
+    source, extra = work / "source", work / "extra"
+    for folder in (source, extra, out):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    write_source(source, extra, only)
+    write_settings(work, source, extra)
+    demo = HERE / "demo/build.py"
+    if demo.is_file():  # it takes the folder to write, which becomes demo/ on the site
+        done = subprocess.run([sys.executable, str(demo), str(extra / "demo")], cwd=ROOT)
+        if done.returncode:
+            return done.returncode
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-j", jobs, "-q", "-E"]
+    command += ["-d", str(work / "doctrees"), str(source), str(out)]
+    code = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+    shutil.rmtree(out / ".doctrees", ignore_errors=True)
+    (out / ".nojekyll").touch()
+    return code
+
+
+def by_quarto() -> int:
+    """As nbdev does it; settings are in pyproject.toml and _quarto.yml."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(["nbdev-docs"], cwd=ROOT, env=os.environ | {"PATH": path}).returncode
+
+
 def main() -> None:
-    """Write the source, run Sphinx, put the site in its place."""
+    """Choose the builder and say which it is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "_docs")
-    parser.add_argument("--work", type=Path, default=ROOT / "build/site", help="source and what Sphinx remembers")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build/site", help="source, and what is fetched from npm"
+    )
+    parser.add_argument("--by", choices=["quarto", "sphinx"], help="default: quarto where it is installed")
+    parser.add_argument("--only", nargs="*", default=[], help="words: pages with one of them in their path")
+    parser.add_argument("-j", "--jobs", default="auto")
     args = parser.parse_args()
-    source = args.work / "source"
-    shutil.rmtree(source, ignore_errors=True)
-    source.mkdir(parents=True)
-    write_source(source)
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-j", "auto", "-q"]
-    command += ["-d", str(args.work / "doctrees"), str(source), str(args.out)]
-    raise SystemExit(subprocess.run(command).returncode)
+    builder = args.by or ("quarto" if shutil.which("quarto") and not args.only else "sphinx")
+    print(f"building the site with {builder}", file=sys.stderr)
+    code = by_quarto() if builder == "quarto" else by_sphinx(args.out, args.work.resolve(), args.only, args.jobs)
+    if code == 0:
+        print(f"the site is in {args.out}: open {args.out / 'index.html'}", file=sys.stderr)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":
