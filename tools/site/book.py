@@ -42,7 +42,7 @@ def about(page: str) -> str:
 
 
 def number(page: str) -> str:
-    """4_models/08_ssl_backends.ipynb is chapter 4.8, and an opening page has the number of its part."""
+    """4_models/08_ssl_backends.ipynb has the number 4.8, an opening page that of its part."""
     found = re.match(r"(\d)_\w+/(?:(\d\d)_)?", page)
     if not found:
         return ""

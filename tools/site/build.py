@@ -1,9 +1,9 @@
 """The web site in _docs/, from the notebooks as they are: `make docs`.
 
-Contents, order and titles of the sections come from _quarto.yml, the file that quarto reads. Where quarto is installed
-it builds the site; elsewhere Sphinx with myst-nb does, and that is what is tested. Nothing is executed, and the pages ask
-nothing of any other server. With npm and node, formulas are set by KaTeX, fetched once and kept in the work folder;
-without them they become MathML, which browsers set with fonts of their own.
+Contents, order and titles of the sections come from _quarto.yml, the file that quarto reads. Where quarto is
+installed it builds the site; elsewhere Sphinx with myst-nb does, and that is what is tested. Nothing is executed,
+and the pages ask nothing of any other server. With npm and node, formulas are set by KaTeX, fetched once and kept
+in the work folder; without them they become MathML, which browsers set with fonts of their own.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def toctrees(there: set[str]) -> dict[str, str]:
     root = []
     for section, entries in sections():
         entries = [page for page in entries if page in there]
-        if entries and entries[0].endswith("/index.ipynb"):
+        if not entries:
+            continue
+        if entries[0].endswith("/index.ipynb"):
             below = "\n".join(f"{names[p]} <{Path(p).stem}>" for p in entries[1:])
             trees[entries[0]] = f"```{{toctree}}\n:hidden:\n\n{below}\n```"
             entries, section = entries[:1], "The course"

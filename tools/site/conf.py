@@ -1,4 +1,4 @@
-"""Settings of the site as `make docs` builds it with Sphinx and myst-nb. The pages lie beside a copy of this file."""
+"""Settings of the site as Sphinx and myst-nb build it. The pages lie beside a copy of this file."""
 
 import json
 import sys

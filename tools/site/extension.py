@@ -1,4 +1,4 @@
-"""What Sphinx learns for this site: formulas without a network, links of terms and names, the way through the book."""
+"""What Sphinx learns for this site: formulas without a network, links of terms and names, the way onwards."""
 
 import atexit
 import html
@@ -7,13 +7,12 @@ import os
 import re
 import subprocess
 
+import notebooks
+from book import NBS
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
-
-import notebooks
-from book import NBS
 
 LOG = logging.getLogger(__name__)
 SERVE = """

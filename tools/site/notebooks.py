@@ -1,4 +1,4 @@
-"""Notebooks and pages as the site shows them: without directives, with ways to the reference, with texts for figures."""
+"""Notebooks and pages as the site shows them, with ways to the reference and with texts for figures."""
 
 import os
 import re
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 DIRECTIVE = re.compile(r"^#\|\s*\S.*\n?", re.MULTILINE)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 FENCE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
-SOUNDS = ("S0353", "S0462")  # on the landing page: a recording, and its vocoded copy
+SOUNDS = ("S0468", "S0353")  # on the landing page: a vocoded copy, A, and the recording, B
 
 
 def markdown(text: str):
@@ -57,7 +57,7 @@ def text_of_figure(above: str, code: str) -> str:
 
 
 def as_page(nb, path: str):
-    """The notebook with a line below its title (download, reference) and links below what the package takes of it."""
+    """The notebook with a line below its title, and links to the reference below what the package takes of it."""
     up = "../" * path.count("/")
     module = {page: name for name, page in chapter_modules().items()}.get(path, "")
     names: dict[str, list[str]] = {}
@@ -89,10 +89,21 @@ def as_page(nb, path: str):
     return nb
 
 
+def llrs(utt: str) -> str:
+    """What the two detectors whose scores come with the corpus say of a recording."""
+    said = []
+    for name in ("lcnn", "resnet"):
+        table = (ROOT / f"data_samples/scores/{name}/eval.csv").read_text(encoding="utf-8")
+        said.append(float(re.search(rf"^{utt},[^,]+,([^,]+),", table, re.M)[1]))
+    return " and ".join(f"{value:.1f}".replace("-", "−") for value in said)
+
+
 def landing(nb, has_demo: bool):
     """The first page: its sentence, two recordings, three doors and the weekend; then the rest as it is."""
     text = (HERE / "landing.md").read_text(encoding="utf-8")
     demo = "Or [let a detector in this browser judge](demo/index.html) a recording of your own; it stays with you."
+    for letter, utt in zip("AB", SOUNDS, strict=True):
+        text = text.replace(f"LLR_{letter}", llrs(utt)).replace(f"SOUND_{letter}", f"sounds/{utt}.flac")
     text = text.replace("DEMO", demo.replace("](demo/index.html)", "](URL)") if has_demo else "")
     text = re.sub(r"\[([^\]]+)\]\(URL\)", r'<a href="demo/index.html">\1</a>', text)
     weekend = [i for i, cell in enumerate(nb.cells) if "## One weekend" in cell.source]
@@ -109,7 +120,7 @@ def landing(nb, has_demo: bool):
 
 
 def with_index(page: str) -> str:
-    """The glossary, with entries that the site's search and index find, for each term and what else it is called."""
+    """The glossary, with entries for search and index: each term and what else it is called."""
     parts = re.split(r"(?m)^(?=### )", page)
     for i, part in enumerate(parts):
         for term in reversed(terms(part)[0][0] if terms(part) else []):

@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 import nbformat
-from book import NBS, ROOT, about, number, sections, title
-
 import notebooks
+from book import NBS, ROOT, about, number, sections, title
 
 
 @functools.cache
@@ -134,7 +133,7 @@ def write(folder: Path, modules: dict[str, str]) -> None:
 
 
 def public_names(modules: dict[str, str]) -> dict[str, str]:
-    """What pages may call a public name, and its address below api/: full, last module and name, and alone if unique."""
+    """What pages may call a public name: full, with its module, alone if unique; and its address below api/."""
     places: dict[str, set[str]] = {}
     for module in modules:
         for name in public(module):

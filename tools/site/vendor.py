@@ -1,4 +1,4 @@
-"""What comes from npm while the site is built or checked, of a stated version, compared with a stated sum, and kept."""
+"""What comes from npm while the site is built or checked: of a stated version, with a stated sum, and kept."""
 
 import base64
 import hashlib
