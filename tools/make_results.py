@@ -33,11 +33,11 @@ HEAD = """# Results
 
 > All numbers that come with this repository: small, honest, and made on a laptop.
 
-Made by `make book` from scores and notebooks that are committed; nothing here was typed. The embedded corpus has \
-synthesizer voices only ([its README](../../data_samples/README.md)), so these numbers say how methods compare on a \
-toy, and nothing about people. What came of real voices is told on the \
-[first page](../index.ipynb#what-the-demo-can-tell-you-and-what-it-cannot); what published systems reach at home and \
-elsewhere is in chapter [4.13](../4_models/13_zoo.ipynb).
+Made by `make book` from scores and notebooks that are committed; nothing here was typed. The embedded \
+corpus has synthesizer voices only ([its README](../../data_samples/README.md)), so these numbers say how \
+methods compare on a toy, and nothing about people. What came of real voices is told on the [first \
+page](../index.ipynb#what-the-demo-can-tell-you-and-what-it-cannot); what published systems reach at home \
+and elsewhere is in chapter [4.13](../4_models/13_zoo.ipynb).
 
 A run of your own leaves the same numbers in its `result.json`, with the seed, the versions and the processor.
 """
@@ -74,8 +74,8 @@ def two_systems() -> list[str]:
         lines += table(show(report(llr, labels, groups)))
     trials, llr, labels = scores("eval")
     lines += [
-        "By attack, eval, each against all bona fide recordings, the worst for `lcnn` first. EER with an interval of "
-        "95 % from trials drawn singly, which is too narrow:",
+        "By attack, eval, each against all bona fide recordings, the worst for `lcnn` first. EER with an interval "
+        "of 95 % from trials drawn singly, which is too narrow:",
         "",
     ]
     columns = {}

@@ -52,7 +52,7 @@ def toctrees(there: set[str]) -> dict[str, str]:
     return trees
 
 
-def write_source(source: Path, extra: Path, only: list[str]) -> None:
+def write_source(source: Path, extra: Path, only: list[str], has_demo: bool) -> None:
     """All that Sphinx reads, in a folder of its own; in `extra`, what goes to the site as it is."""
     wanted = [page for page in pages() if not only or page == "index.ipynb" or any(o in page for o in only)]
     # an opening page holds the tree of its chapters
@@ -74,7 +74,7 @@ def write_source(source: Path, extra: Path, only: list[str]) -> None:
         shutil.copy(NBS / page, extra / "notebooks" / page)
         nb = notebooks.as_page(nbformat.read(NBS / page, 4), page)
         if page == "index.ipynb":
-            nb = notebooks.landing(nb, has_demo=(HERE / "demo/build.py").is_file())
+            nb = notebooks.landing(nb, has_demo)
         if page in trees:
             nb.cells.append(nbformat.v4.new_markdown_cell(trees[page]))
         for cell in nb.cells:
@@ -115,19 +115,17 @@ def write_settings(work: Path, source: Path, extra: Path) -> None:
     shutil.copy(HERE / "conf.py", source)
 
 
-def by_sphinx(out: Path, work: Path, only: list[str], jobs: str) -> int:
+def by_sphinx(out: Path, work: Path, demo: Path, only: list[str], jobs: str) -> int:
     """Write the source, add the demo of the browser if there is one, run Sphinx."""
     source, extra = work / "source", work / "extra"
     for folder in (source, extra, out):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    write_source(source, extra, only)
+    has_demo = (demo / "index.html").is_file()
+    write_source(source, extra, only, has_demo)
     write_settings(work, source, extra)
-    demo = HERE / "demo/build.py"
-    if demo.is_file():  # it takes the folder to write, which becomes demo/ on the site
-        done = subprocess.run([sys.executable, str(demo), str(extra / "demo")], cwd=ROOT)
-        if done.returncode:
-            return done.returncode
+    if has_demo:
+        shutil.copytree(demo, extra / "demo")
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-j", jobs, "-q", "-E"]
     command += ["-d", str(work / "doctrees"), str(source), str(out)]
     code = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
@@ -149,13 +147,20 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=ROOT / "build/site", help="source, and what is fetched from npm"
     )
+    parser.add_argument(
+        "--demo", type=Path, default=ROOT / "build/demo", help="the browser's demo, if it was built"
+    )
     parser.add_argument("--by", choices=["quarto", "sphinx"], help="default: quarto where it is installed")
     parser.add_argument("--only", nargs="*", default=[], help="words: pages with one of them in their path")
     parser.add_argument("-j", "--jobs", default="auto")
     args = parser.parse_args()
     builder = args.by or ("quarto" if shutil.which("quarto") and not args.only else "sphinx")
     print(f"building the site with {builder}", file=sys.stderr)
-    code = by_quarto() if builder == "quarto" else by_sphinx(args.out, args.work.resolve(), args.only, args.jobs)
+    code = (
+        by_quarto()
+        if builder == "quarto"
+        else by_sphinx(args.out.resolve(), args.work.resolve(), args.demo, args.only, args.jobs)
+    )
     if code == 0:
         print(f"the site is in {args.out}: open {args.out / 'index.html'}", file=sys.stderr)
     raise SystemExit(code)

@@ -1,8 +1,8 @@
 """Everything about the built site: links and weights, then Chromium on every page. `make check-docs`.
 
 In Chromium each page is opened 390 pixels wide: no message in its console, no request that fails, nothing that
-scrolls sideways, and no serious finding of axe-core. Then a term is searched, a sound is played, and pages are read
-without scripts. Exit code 1 and a line for each problem.
+scrolls sideways, and no serious finding of axe-core. Then a term is searched, a sound is played, and pages are
+read without scripts. Exit code 1 and a line for each problem.
 """
 
 import argparse

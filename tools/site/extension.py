@@ -78,12 +78,14 @@ class Formulas:
 
 
 def visit_math(self, node):
-    self.body.append(f'<span class="math">{FORMULAS.html(node.astext(), False)}</span>')
+    formulas = self.builder.config.site_formulas
+    self.body.append(f'<span class="math">{formulas.html(node.astext(), False)}</span>')
     raise nodes.SkipNode
 
 
 def visit_math_block(self, node):
-    self.body.append(f'<div class="math">{FORMULAS.html(node.astext(), True)}</div>')
+    formulas = self.builder.config.site_formulas
+    self.body.append(f'<div class="math">{formulas.html(node.astext(), True)}</div>')
     raise nodes.SkipNode
 
 
@@ -186,9 +188,8 @@ def leave_out(app, what, name, thing, skip, options):
 
 
 def setup(app: Sphinx) -> dict:
-    global FORMULAS
     facts = json.loads((app.srcdir / "facts.json").read_text())
-    FORMULAS = Formulas(facts["katex"])
+    app.add_config_value("site_formulas", Formulas(facts["katex"]), "")
     app.add_config_value("site_main_line", [], "html")
     app.add_config_value("site_titles", {}, "html")
     app.add_html_math_renderer("here", (visit_math, None), (visit_math_block, None))

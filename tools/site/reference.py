@@ -80,7 +80,8 @@ def entry(module: str, name: str, node: ast.stmt, built: str) -> list[str]:
     if isinstance(node, ast.ClassDef):
         return [f".. autoclass:: {name}", "   :members:", "", f"   {built}", ""]
     lines = [f".. py:data:: {name}"]
-    value = ast.unparse(node.value) if getattr(node, "value", None) else ""
+    given = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+    value = ast.unparse(given) if given else ""
     if value and len(value) <= 60:
         lines.append(f"   :value: {value}")
     said = comment(module, node)
