@@ -117,6 +117,8 @@ def write_settings(work: Path, source: Path, extra: Path) -> None:
 
 def by_sphinx(out: Path, work: Path, demo: Path, only: list[str], jobs: str) -> int:
     """Write the source, add the demo of the browser if there is one, run Sphinx."""
+    if out.is_dir() and any(out.iterdir()) and not (out / "objects.inv").is_file():
+        raise SystemExit(f"error: {out} holds something that is no site: name another folder, or empty this one")
     source, extra = work / "source", work / "extra"
     for folder in (source, extra, out):
         shutil.rmtree(folder, ignore_errors=True)
@@ -156,11 +158,10 @@ def main() -> None:
     args = parser.parse_args()
     builder = args.by or ("quarto" if shutil.which("quarto") and not args.only else "sphinx")
     print(f"building the site with {builder}", file=sys.stderr)
-    code = (
-        by_quarto()
-        if builder == "quarto"
-        else by_sphinx(args.out.resolve(), args.work.resolve(), args.demo, args.only, args.jobs)
-    )
+    if builder == "quarto":
+        code = by_quarto()
+    else:
+        code = by_sphinx(args.out.resolve(), args.work.resolve(), args.demo, args.only, args.jobs)
     if code == 0:
         print(f"the site is in {args.out}: open {args.out / 'index.html'}", file=sys.stderr)
     raise SystemExit(code)
