@@ -183,8 +183,21 @@ def describe(app: Sphinx, page: str, other: str) -> dict[str, str]:
 
 
 def leave_out(app, what, name, thing, skip, options):
-    """Fields of named tuples say nothing of their own."""
-    return True if "Alias for field number" in (getattr(thing, "__doc__", "") or "") else None
+    """Fields of named tuples say nothing of their own, and what a class has from elsewhere is not ours."""
+    ours = (getattr(thing, "__module__", None) or "wedefense_nb").startswith("wedefense_nb")
+    return True if not ours or "Alias for field number" in (getattr(thing, "__doc__", "") or "") else None
+
+
+def plain_marks(app, what, name, thing, options, lines: list[str]) -> None:
+    """`**options` and |x| in a docstring's sentences mean themselves; examples are left as they are."""
+    example = False
+    for i, line in enumerate(lines):
+        example = line.strip().startswith(">>>") or example and bool(line.strip())
+        if not example:
+            parts = re.split(r"(`[^`]*`)", line)
+            parts[::2] = [re.sub(r"(?<![\w*\\])(\*\*?)(?=\w+(?![\w*]))", r"\\\1", part) for part in parts[::2]]
+            parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+            lines[i] = re.sub(r"(`[^`]+`)(?=[a-z])", r"\1\\ ", "".join(parts))
 
 
 def setup(app: Sphinx) -> dict:
@@ -196,4 +209,5 @@ def setup(app: Sphinx) -> dict:
     app.connect("doctree-read", Words(facts["names"]))
     app.connect("html-page-context", way_through)
     app.connect("autodoc-skip-member", leave_out)
+    app.connect("autodoc-process-docstring", plain_marks, priority=400)  # before numpydoc
     return {"parallel_read_safe": True, "parallel_write_safe": True}

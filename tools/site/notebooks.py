@@ -1,5 +1,6 @@
 """Notebooks and pages as the site shows them, with ways to the reference and with texts for figures."""
 
+import json
 import os
 import re
 import shutil
@@ -27,14 +28,14 @@ def plain(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"[*`$\\|]|^#+ |^> ", "", text, flags=re.M)).strip()
 
 
-def headings(nb) -> dict[str, tuple[str, str]]:
+def headings(page: str) -> dict[str, tuple[str, str]]:
     """By cell: the heading above it, as (text, anchor); an anchor that two headings share is left out."""
     found, here, seen = {}, ("", ""), []
-    for cell in nb.cells:
-        if cell.cell_type == "markdown":
-            for text in re.findall(r"^#{2,4} (.+)$", re.sub(r"```.*?```", "", cell.source, flags=re.S), re.M):
-                here = (plain(text), make_id(plain(text)))
-                seen.append(here[1])
+    for cell in json.loads((NBS / page).read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"]) if cell["cell_type"] == "markdown" else ""
+        for text in re.findall(r"^#{2,4} (.+)$", re.sub(r"```.*?```", "", source, flags=re.S), re.M):
+            here = (plain(text), make_id(plain(text)))
+            seen.append(here[1])
         found[cell.get("id", "")] = here
     return {cell: (text, anchor if seen.count(anchor) == 1 else "") for cell, (text, anchor) in found.items()}
 
@@ -80,6 +81,7 @@ def as_page(nb, path: str):
                 f'<a href="{up}api/{module}.html#wedefense_nb.{module}.{n}"><code>{n}</code></a>' for n in here
             )
             cells.append(markdown(f'<p class="exported">In the reference: {links}</p>'))
+    nb.metadata.pop("widgets", None)  # they would ask another server for their program
     if path != "index.ipynb":
         line = f'<a href="{up}notebooks/{path}" download>Download this notebook</a>'
         if module:

@@ -1,13 +1,15 @@
 """Which tests hold a pitfall: from the comments of the tests."""
 
 import ast
+import functools
 import re
 
 from book import ROOT
 
-MARK = re.compile(r"#.*?\bpitfalls? ((?:\d+(?:, | and )?)+)")
+MARK = re.compile(r"pitfalls? ((?:\d+(?:, | and )?)+)")
 
 
+@functools.cache
 def holders() -> dict[int, list[tuple[str, str]]]:
     """By number: (file, name) of the tests whose comments name it; name is empty outside of functions."""
     found: dict[int, list[tuple[str, str]]] = {}

@@ -5,9 +5,8 @@ import functools
 import re
 from pathlib import Path
 
-import nbformat
 import notebooks
-from book import NBS, ROOT, about, number, sections, title
+from book import ROOT, about, number, sections, title
 
 
 @functools.cache
@@ -90,8 +89,7 @@ def entry(module: str, name: str, node: ast.stmt, built: str) -> list[str]:
 
 def page(module: str, chapter: str) -> str:
     """The page of a module, in reST."""
-    nb = nbformat.read(NBS / chapter, 4)
-    above = notebooks.headings(nb)
+    above = notebooks.headings(chapter)
     html = f"../{chapter.rsplit('.', 1)[0]}.html"
     where = f"{number(chapter)} {title(chapter)}"
     name = f"wedefense_nb.{module}"
