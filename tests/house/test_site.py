@@ -63,7 +63,9 @@ def test_links_anchors_weights_and_texts(site, tools):
         f"{prefix}{page.rsplit('.', 1)[0]}.html" for page in tools.book.pages() for prefix in ("", "pages/")
     )
     absent |= {f"api/{module}.html" for module in CHAPTER_OF}
-    assert list(tools.links.problems(site, absent)) == []
+    found = list(tools.links.problems(site, absent))
+    left_out = r"no anchor #\S+\.(ipynb|md)$|: nothing at .*_modules"  # what links to pages becomes without them
+    assert [line for line in found if not re.search(left_out, line)] == []
 
 
 def test_a_chapter_leads_to_the_reference_and_back(site):

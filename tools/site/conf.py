@@ -35,6 +35,7 @@ autodoc_inherit_docstrings = False
 numpydoc_show_class_members = False
 toc_object_entries_show_parents = "hide"
 viewcode_line_numbers = True
+viewcode_follow_imported_members = False
 
 html_math_renderer = "here"
 site_main_line = FACTS["main"]
@@ -45,6 +46,7 @@ html_static_path = ["_static"]
 html_extra_path = [FACTS["extra"]]
 html_css_files = ["site.css", *(["katex/katex.min.css"] if FACTS["katex"] else [])]
 html_js_files = [("site.js", {"defer": "defer"})]
+html_favicon = "_static/favicon.svg"
 html_copy_source = False
 html_show_sourcelink = False
 html_last_updated_fmt = None

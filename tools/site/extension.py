@@ -169,6 +169,8 @@ def way_through(app: Sphinx, page: str, template: str, context: dict, doctree) -
         for side, other in (("prev", at - 1), ("next", at + 1)):
             there = 0 <= other < len(line) and line[other] in app.env.titles
             context[side] = describe(app, page, line[other]) if there else None
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     for side in ("prev", "next"):
         other = context.get(side)
         if other and page not in line:  # a neighbour by its address: titles alone have no number
@@ -207,7 +209,7 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("site_titles", {}, "html")
     app.add_html_math_renderer("here", (visit_math, None), (visit_math_block, None))
     app.connect("doctree-read", Words(facts["names"]))
-    app.connect("html-page-context", way_through)
+    app.connect("html-page-context", way_through, priority=900)  # after the theme
     app.connect("autodoc-skip-member", leave_out)
     app.connect("autodoc-process-docstring", plain_marks, priority=400)  # before numpydoc
     return {"parallel_read_safe": True, "parallel_write_safe": True}
