@@ -9,6 +9,7 @@ import argparse
 import functools
 import http.server
 import json
+import signal
 import sys
 import threading
 import time
@@ -26,7 +27,9 @@ ROOT = HERE.parent.parent
 AXE = """
 const done = arguments[arguments.length - 1];
 const [contrast] = arguments;
-const only = {rules: {"color-contrast": {enabled: contrast}}, resultTypes: ['violations'], runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']};
+const rules = {"color-contrast": {enabled: contrast}};
+const runOnly = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice'];
+const only = {rules, runOnly, resultTypes: ['violations']};
 axe.run(document, only).then(found => done(found.violations
   .filter(v => ['serious', 'critical'].includes(v.impact))
   .map(v => v.id + ': ' + v.nodes.length + ' times, first ' + v.nodes[0].target.join(' '))))
@@ -154,6 +157,7 @@ def main() -> None:
     root = f"http://127.0.0.1:{server.server_address[1]}"
     names = [p.relative_to(args.site).as_posix() for p in sorted(args.site.rglob("*.html"))]
     names = [n for n in names if not n.startswith("demo/") and (not args.only or any(o in n for o in args.only))]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the browser goes, too
     driver = browser(args.chromium, args.chromedriver)
     begin = time.monotonic()
     try:
