@@ -2,7 +2,7 @@
 const WIDE = "pre, .cell_output .output, .table-wrapper, div.math, .katex-display, .sidebar-scroll, .toc-scroll";
 function reach() {
   for (const box of document.querySelectorAll(WIDE)) {
-    if (box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
+    if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
   }
 }
 addEventListener("load", reach);
