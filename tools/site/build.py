@@ -10,6 +10,7 @@ import argparse
 import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def write_source(source: Path, extra: Path, only: list[str], has_demo: bool) -> 
             text = (NBS / page).read_text(encoding="utf-8")
             text = pitfalls.with_tests(text) if page == "pages/pitfalls.md" else text
             text = notebooks.with_index(text) if page == "pages/glossary.md" else text
+            text = re.sub(r"\n(?=\*(?:Seen in|Here|Also)\*:)", "\n\n", text)  # each begins a line
             place.write_text(outside.rewritten(text, NBS / page, place), encoding="utf-8")
             continue
         (extra / "notebooks" / page).parent.mkdir(parents=True, exist_ok=True)
