@@ -148,7 +148,7 @@ def test_terms_are_one_each(tools):
 def test_figures_get_the_claim_above_them(tools):
     above = "A step.\n\nLouder is worse. The claim of the figure: errors *rise* with `noise`."
     said = tools.notebooks.text_of_figure(above, 'ax.set(xlabel="noise (dB)", ylabel="error")')
-    assert said == "Figure. errors rise with noise. Axes: error against noise (dB)."
+    assert said == "Figure. Errors rise with noise. Axes: error against noise (dB)."
     for path in CHAPTERS:
         nb = tools.notebooks.as_page(nbformat.read(path, 4), path.relative_to(NBS).as_posix())
         drawn = [c for c in nb.cells if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))]

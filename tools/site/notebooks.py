@@ -44,7 +44,7 @@ def text_of_figure(above: str, code: str) -> str:
     """A text for those who do not see the figure: the claim that is made above it, and what its axes are."""
     paragraphs = [p for p in above.split("\n\n") if p.strip() and not p.startswith(("|", "```", "#"))]
     words = plain(paragraphs[-1]) if paragraphs else ""
-    claim = re.search(r"[Cc]laim of (?:the|this) figure: (.+)", words)
+    claim = re.search(r"[Cc]laim of (?:the|this)(?: next)? figure(?: below)?: (.+)", words)
     sentences = re.split(r"(?<=[.:?!]) (?=[A-Z])", claim[1] if claim else words)
     said = ""
     for sentence in sentences if claim else reversed(sentences):
@@ -54,7 +54,8 @@ def text_of_figure(above: str, code: str) -> str:
     labels = re.findall(r"\b(?:set_)?([xy])label(?:=|\()\s*[fr]?[\"']([^\"']+)[\"']", code)
     axes = {axis: plain(label) for axis, label in labels}
     about = " against ".join(axes[axis] for axis in "yx" if axis in axes)
-    return f"Figure. {said.strip()[:400]}" + (f" Axes: {about}." if about else "")
+    said = said.strip()[:400]
+    return f"Figure. {said[:1].upper()}{said[1:]}" + (f" Axes: {about}." if about else "")
 
 
 def as_page(nb, path: str):
