@@ -161,7 +161,9 @@ def main() -> None:
     driver = browser(args.chromium, args.chromedriver)
     begin = time.monotonic()
     try:
-        for i, name in enumerate(names):
+        for i, name in enumerate(sorted(names, key=lambda n: n.startswith("_modules/"))):
+            if i % 25 == 0:
+                print(f"{i} of {len(names)} pages", file=sys.stderr, flush=True)
             # sources are shown by one template: axe looks at every tenth of them; every other page is dark
             look = axe if not name.startswith("_modules/") or i % 10 == 0 else ""
             contrast = i % 7 == 0 or name in ("index.html", "search.html", "api/index.html")
