@@ -8,10 +8,10 @@ DATA   ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs samples notebooks book readme hooks clean
+.PHONY: help demo test lab docs check-docs samples notebooks book readme hooks clean
 
 help:                  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -36,10 +36,13 @@ test: $(READY)         ## notebooks, properties, golden values, hygiene
 lab: $(READY)          ## the course in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb $(ARGS)
 
-docs: $(READY)         ## the web site, in _docs/ (needs quarto)
-	@command -v quarto >/dev/null || \
-	  { echo "error: quarto is not installed: get it at https://quarto.org/docs/get-started/ and run 'make docs' again"; exit 1; }
-	PATH="$(abspath $(BIN)):$$PATH" nbdev-docs
+# With npm and node, formulas are set by KaTeX (npm package katex, fetched once into build/site); without, by the browser.
+docs: $(READY)         ## the web site, in _docs/: by quarto where it is installed, else by Sphinx (ARGS='--by sphinx')
+	$(BIN)/python tools/site/build.py $(ARGS)
+
+check-docs: $(READY)   ## build the site with Sphinx, visit every page with Chromium (needs npm: katex, axe-core)
+	$(BIN)/python tools/site/build.py --by sphinx
+	$(BIN)/python tools/site/check.py $(ARGS)
 
 samples: $(READY)      ## make the embedded corpus again (Debian packages: see tools/make_samples.py)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[samples]'
@@ -52,6 +55,7 @@ notebooks: $(READY)    ## execute all notebooks in place, export, clean (NB=nbs/
 	$(MAKE) book readme
 
 book: $(READY)         ## tables of chapters and the site's sidebar, from tools/book.yaml
+	$(BIN)/python tools/make_results.py
 	$(BIN)/python tools/make_book.py
 
 readme: $(READY)       ## README.md from nbs/index.ipynb

@@ -92,9 +92,10 @@ def sidebar() -> str:
         lines += [f"          - {path.relative_to(NBS).as_posix()}" for path in chapters(part)]
     lines += ["      - section: Recipes", "        contents:"]
     lines += [f"          - {p.relative_to(NBS).as_posix()}" for p in sorted((NBS / "recipes").glob("*.ipynb"))]
-    pages = sorted((NBS / "pages").glob("*.md"))
-    lines += ["      - section: More", "        contents:"]
-    return "\n".join([*lines, *(f"          - {p.relative_to(NBS).as_posix()}" for p in pages)])
+    for section, names in BOOK["pages"].items():
+        lines += [f"      - section: {section}", "        contents:"]
+        lines += [f"          - pages/{name}.md" for name in names]
+    return "\n".join(lines)
 
 
 def with_tables(path: Path, tables: list[str]) -> str:
