@@ -89,6 +89,7 @@ def test_requirements_are_the_packages_that_are_meant():  # pitfall 64
         "onnx": "onnx.ModelProto", "onnxscript": "onnxscript.script",
         "onnxruntime": "onnxruntime.InferenceSession", "gradio": "gradio.Blocks",
         "captum": "captum.attr.IntegratedGradients", "jinja2": "jinja2.Environment",
+        "snakemake": "snakemake.api.SnakemakeApi",
     }  # fmt: skip
     assert set(requirements()) <= set(has), f"say what is special about {set(requirements()) - set(has)}"
     only_samples = {"pyroomacoustics"}  # not in the environment of the tests

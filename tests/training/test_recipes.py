@@ -49,7 +49,8 @@ from wedefense_nb.training.selfsupervision import PRETEXTS, encoder_config
 from wedefense_nb.use.predict import CANNOT_SAY, Predictor
 
 RECIPES = sorted((ROOT / "nbs/recipes").glob("*.ipynb"))
-PARAMETERS = sorted((ROOT / "params").rglob("*.yaml"))
+OTHERS = {"profiles", "sweeps"}  # settings of the engine, and plans: see test_sweeps
+PARAMETERS = [p for p in sorted((ROOT / "params").rglob("*.yaml")) if not OTHERS & set(p.parts)]
 SCORES = ROOT / "data_samples/scores"
 
 
@@ -389,8 +390,8 @@ def test_a_folder_with_another_run_is_refused_before_anything_is_touched(tmp_pat
         {"training": own | {"lr": 1e-3}},
         {"final": True},
     ):
-        recipes._refuse_others(folder, detection, allowed)
-    recipes._refuse_others(folder, find_recipe("fusion"), {})  # another recipe may live in the same folder
+        recipes.refuse_others(folder, detection, allowed)
+    recipes.refuse_others(folder, find_recipe("fusion"), {})  # another recipe may live in the same folder
 
 
 @pytest.fixture(scope="module")

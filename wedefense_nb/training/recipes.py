@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'find_recipe', 'fit_parameters', 'recipe_parameters', 'fresh_options', 'merge_parameters', 'check_share',
            'check_least', 'check_policy', 'check_model', 'check_values', 'environment', 'RunFolder', 'start_run',
-           'run_recipe']
+           'refuse_others', 'run_recipe']
 
 # %% ../../nbs/5_training/05_recipes.ipynb #5e18c532
 import ast
@@ -478,8 +478,16 @@ def _flat(parameters: dict) -> dict:
     return json.loads(json.dumps(flat))
 
 
-def _refuse_others(folder: Path, recipe: Path, values: dict) -> None:
-    """ValueError if the folder holds a run of this recipe with other parameters."""
+def refuse_others(folder: Path, recipe: Path, values: dict) -> None:
+    """ValueError if the folder holds a run of this recipe with other parameters.
+
+    Parameters
+    ----------
+    folder, recipe : Path
+        The run folder, and the notebook.
+    values : dict
+        As `merge_parameters` gives them; the others are the recipe's own.
+    """
     from wedefense_nb.training.loop import refuse_changes
 
     noted = folder / "params.yaml"
@@ -520,7 +528,7 @@ def run_recipe(name: str, values: dict, stream: bool = True) -> Path:
 
     recipe = find_recipe(name)
     folder = Path(values.get("out", _literals(recipe)["out"]["default"]))
-    _refuse_others(folder, recipe, values)
+    refuse_others(folder, recipe, values)
     check_values(recipe, values)
     executed = folder / recipe.name
     options = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=40"]}  # errors only
