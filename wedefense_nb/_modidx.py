@@ -3054,6 +3054,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'wedefense_nb/scores/runs.py'),
                                           'wedefense_nb.scores.runs.Run.setting': ( '6_scores/runs.html#run.setting',
                                                                                     'wedefense_nb/scores/runs.py'),
+                                          'wedefense_nb.scores.runs._parameters': ( '6_scores/runs.html#_parameters',
+                                                                                    'wedefense_nb/scores/runs.py'),
                                           'wedefense_nb.scores.runs._scores': ('6_scores/runs.html#_scores', 'wedefense_nb/scores/runs.py'),
                                           'wedefense_nb.scores.runs._speakers': ( '6_scores/runs.html#_speakers',
                                                                                   'wedefense_nb/scores/runs.py'),

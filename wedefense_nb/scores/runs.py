@@ -58,6 +58,15 @@ class Run:
         return json.dumps(rest, sort_keys=True)
 
 
+def _parameters(file: Path) -> dict[str, Any]:
+    """What a run was started with; as it stands, if an older version wrote what is not known any more."""
+    values = read_mapping(file)
+    try:
+        return flat_parameters(values)
+    except ValueError:
+        return {name: value for name, value in values.items() if name != "out"}
+
+
 def find_runs(folder) -> list[Run]:
     """All run folders in and below a folder, by name.
 
@@ -77,7 +86,7 @@ def find_runs(folder) -> list[Run]:
         name = path.relative_to(folder).as_posix()
         result = path / "result.json"
         content = parse_json(read_text(result), result) if result.is_file() else {}
-        found.append(Run(name, path, flat_parameters(read_mapping(file)), content))
+        found.append(Run(name, path, _parameters(file), content))
     if not found:
         raise ValueError(f"{folder}: no run folders (with a params.yaml) in it")
     return found
@@ -178,8 +187,8 @@ def settings_table(runs: Sequence[Run], metric: str = "eer", system: str | None 
     Returns
     -------
     pandas.DataFrame
-        The parameters, then `runs` (complete ones), `missing`, `mean`, `std`, `low`, `high`: Student's interval for
-        the mean of all trainings, NaN for a single one.
+        The parameters, then `runs` (complete ones), `missing`, `mean`, `std`, `low`, `high`: Student's interval
+        for the mean of all trainings, NaN for a single one.
     """
     table = run_table(runs, system)
     names = [name for name in differing(runs) if name != "seed"]
@@ -261,7 +270,8 @@ def compare_runs(
     Returns
     -------
     difference : Difference
-        First minus second: `comparison.paired_test` of two runs, `planning.method_test` of the seeds that both have.
+        First minus second: `comparison.paired_test` of two runs, `planning.method_test` of the seeds that both
+        have.
     text : str
         What was compared, and how trials were drawn.
 

@@ -7,8 +7,10 @@ __all__ = ['KEYS', 'combinations', 'setting_name', 'Sweep', 'read_sweep', 'failu
            'conduct']
 
 # %% ../../nbs/5_training/11_sweeps.ipynb #swep0004
+import contextlib
 import hashlib
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -197,9 +199,11 @@ def read_sweep(path, out: Path | None = None) -> Sweep:
     place = Path(out or content.get("out") or f"runs/sweeps/{path.stem}")
     runs: dict[str, dict] = {}
     varied: dict[str, dict] = {}
+    said = io.StringIO()
     for setting in settings:
         for at, repeated in enumerate(seeds):
-            values = merge_parameters(recipe, base, _texts(fixed | setting | repeated))
+            with contextlib.redirect_stderr(said):
+                values = merge_parameters(recipe, base, _texts(fixed | setting | repeated))
             values.pop("out", None)
             typed = values.get("training", {}) | values
             own = {name: typed.get(name, value) for name, value in setting.items()}
@@ -211,6 +215,8 @@ def read_sweep(path, out: Path | None = None) -> Sweep:
             refuse_others(place / name, recipe, values)
             runs[name] = values
             varied[name] = own | repeated
+    for line in dict.fromkeys(said.getvalue().splitlines()):  # once, and not for every run
+        print(line, file=sys.stderr)
     threads = content.get("threads", 1)
     if type(threads) is not int or threads < 1:
         raise ValueError(f"{path}: threads: {threads!r} is no number of cores")
