@@ -175,6 +175,10 @@ def test_states_are_what_lies_in_the_folders(here):
     (second / "params.yaml").write_text("{}")
     (second / "run.log").write_text("Epoch 3")
     assert list(states(sweep).values()) == ["done", "begun"]
+    (second / "run.log").write_text("Traceback (most recent call last):\n  x\nKeyError: 'low'\n")
+    assert states(sweep)["x=2.0/seed=7"] == "failed" and failure(second) == "KeyError: 'low'"
+    (second / "run.log").write_text("Traceback (most recent call last):\n  x\nKeyboardInterrupt\n")
+    assert states(sweep)["x=2.0/seed=7"] == "begun" and failure(first) == ""
     stamp = (first / "given.yaml").stat().st_mtime_ns
     prepare(sweep)
     assert (first / "given.yaml").stat().st_mtime_ns == stamp

@@ -256,7 +256,10 @@ def failure(folder) -> str:
         return ""
     text = log.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"^error: .*", text, re.M | re.S)
-    return found[0].removeprefix("error: ").strip() if found else ""
+    if found:
+        return found[0].removeprefix("error: ").strip()
+    unforeseen = re.findall(r"^[\w.]+(?:Error|Exception): .*", text, re.M)  # the end of a traceback
+    return unforeseen[-1] if unforeseen else ""
 
 
 def states(sweep: Sweep) -> dict[str, str]:
