@@ -292,7 +292,7 @@ def compare_runs(
     groups, drawn = drawn_together(table, labels)
     scores = [table[str(i)].to_numpy() for i in range(2 * len(pairs))]
     if alone:
-        found = paired_test(metric, *scores, labels, groups, n, seed=seed)
+        found = paired_test(metric, scores[0], scores[1], labels, groups, n, seed=seed)
         return found, f"two runs on {split}: says nothing about other trainings; {drawn}"
     found = method_test(metric, scores[: len(pairs)], scores[len(pairs) :], labels, groups, n, seed=seed)
     return found, f"{len(pairs)} seeds of each on {split}, other trainings and other trials in mind; {drawn}"
