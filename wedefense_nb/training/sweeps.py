@@ -320,7 +320,12 @@ def prepare(sweep: Sweep) -> Path:
         if not given.is_file() or given.read_text(encoding="utf-8") != _given(values):
             with atomic(given) as partial:
                 partial.write_text(_given(values), encoding="utf-8")
-    plan = {"recipe": sweep.recipe, "runs": list(sweep.runs), "here": str(Path.cwd()), "out": str(sweep.out)}
+    plan: dict[str, Any] = {
+        "recipe": sweep.recipe,
+        "runs": list(sweep.runs),
+        "here": str(Path.cwd()),
+        "out": str(sweep.out),
+    }
     plan |= {"threads": sweep.threads, "resources": sweep.resources}
     with atomic(sweep.out / "sweep.json") as partial:
         partial.write_text(json.dumps(plan, indent=1) + "\n")
