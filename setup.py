@@ -18,6 +18,7 @@ cfg = config["DEFAULT"]
 ASSETS = (
     "nbs/recipes/*.ipynb",
     "params/**/*.yaml",
+    "params/*.smk",
     "data_samples/**/*.csv",
     "data_samples/**/*.flac",
     "data_samples/*.md",

@@ -92,6 +92,7 @@ def test_requirements_are_the_packages_that_are_meant():  # pitfall 64
         "captum": "captum.attr.IntegratedGradients", "jinja2": "jinja2.Environment",
         "umap-learn": "umap.UMAP", "sphinx": "sphinx.application.Sphinx",
         "myst-nb": "myst_nb.setup", "furo": "furo.setup", "numpydoc": "numpydoc.docscrape.NumpyDocString",
+        "snakemake": "snakemake.api.SnakemakeApi",
     }  # fmt: skip
     assert set(requirements()) <= set(has), f"say what is special about {set(requirements()) - set(has)}"
     only_samples = {"pyroomacoustics"}  # not in the environment of the tests

@@ -379,8 +379,8 @@ def test_a_folder_with_another_run_is_refused_before_anything_is_touched(tmp_pat
         {"training": own | {"lr": 1e-3}},
         {"final": True},
     ):
-        recipes._refuse_others(folder, detection, allowed)
-    recipes._refuse_others(folder, find_recipe("fusion"), {})  # another recipe may live in the same folder
+        recipes.refuse_others(folder, detection, allowed)
+    recipes.refuse_others(folder, find_recipe("fusion"), {})  # another recipe may live in the same folder
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,8 @@ COMMANDS = (
     "fuse",
     "detect",
     "reference",
+    "sweep",
+    "runs",
 )
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'find_recipe', 'fit_parameters', 'recipe_parameters', 'fresh_options', 'merge_parameters', 'check_share',
            'check_least', 'check_policy', 'check_model', 'check_values', 'environment', 'RunFolder', 'start_run',
-           'run_recipe']
+           'flat_parameters', 'refuse_others', 'run_recipe']
 
 # %% ../../nbs/5_training/05_recipes.ipynb #5e18c532
 import ast
@@ -462,10 +462,20 @@ def start_run(recipe: str, names: dict) -> RunFolder:
     return RunFolder(path, record)
 
 # %% ../../nbs/5_training/05_recipes.ipynb #reci0011
-def _flat(parameters: dict) -> dict:
+def flat_parameters(parameters: dict) -> dict:
     """All that changes a result, fields of `FitConfig` among the others, in the types that YAML knows.
 
     Whether eval is looked at (`final`) changes nothing that is found before.
+
+    Parameters
+    ----------
+    parameters : dict
+        Of a recipe, as `start_run` notes them.
+
+    Examples
+    --------
+    >>> flat_parameters({"model": "bands", "out": "runs/x", "final": True})
+    {'model': 'bands'}
     """
     from wedefense_nb.training.loop import FREE
 
@@ -478,16 +488,24 @@ def _flat(parameters: dict) -> dict:
     return json.loads(json.dumps(flat))
 
 
-def _refuse_others(folder: Path, recipe: Path, values: dict) -> None:
-    """ValueError if the folder holds a run of this recipe with other parameters."""
+def refuse_others(folder: Path, recipe: Path, values: dict) -> None:
+    """ValueError if the folder holds a run of this recipe with other parameters.
+
+    Parameters
+    ----------
+    folder, recipe : Path
+        The run folder, and the notebook.
+    values : dict
+        As `merge_parameters` gives them; the others are the recipe's own.
+    """
     from wedefense_nb.training.loop import refuse_changes
 
     noted = folder / "params.yaml"
     if not (noted.is_file() and (folder / recipe.name).is_file()):
         return
     defaults = {name: p["default"] for name, p in _literals(recipe).items()}
-    now = _flat(defaults | values)
-    before = _flat(read_mapping(noted))
+    now = flat_parameters(defaults | values)
+    before = flat_parameters(read_mapping(noted))
     refuse_changes(folder, "parameters", before, now, before | now)
 
 # %% ../../nbs/5_training/05_recipes.ipynb #16bd9609
@@ -520,7 +538,7 @@ def run_recipe(name: str, values: dict, stream: bool = True) -> Path:
 
     recipe = find_recipe(name)
     folder = Path(values.get("out", _literals(recipe)["out"]["default"]))
-    _refuse_others(folder, recipe, values)
+    refuse_others(folder, recipe, values)
     check_values(recipe, values)
     executed = folder / recipe.name
     options = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=40"]}  # errors only

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRIOR_STEPS', 'COST_STEPS', 'MOST_COLUMNS', 'LOSSLESS', 'MOST_SECONDS', 'WORDS_OF', 'Sliders', 'Sketch', 'sketch',
            'in_percent', 'signed', 'scale_of', 'clean_name', 'Report', 'make_report', 'plain_page', 'render',
-           'report_page', 'write_report', 'page_name', 'Entry', 'index_page', 'write_index']
+           'report_page', 'write_report', 'page_name', 'Entry', 'index_page', 'write_index', 'Cell', 'Table',
+           'tables_page']
 
 # %% ../../nbs/9_use/02_report.ipynb #rprt0004
 import base64
@@ -998,6 +999,39 @@ _PLAIN = """\
 {% endblock %}
 """
 
+_TABLES = """\
+{% extends "frame" %}
+{% block body %}
+<section aria-labelledby="name"><h1 id="name">{{ title }}</h1>
+{% for note in notes %}
+<p>{{ note }}</p>
+{% endfor %}
+</section>
+{% for table in tables %}
+<section><h2>{{ table.caption }}</h2>
+<table class="index"><thead><tr>
+{% for name in table.heads %}
+{% set number = loop.index0 in table.numbers %}
+<th scope="col" data-kind="{{ "number" if number else "text" }}"
+{%- if number %} class="num"{% endif %}>{{ name }}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for row in table.rows %}
+<tr>
+{% for cell in row %}
+<td data-name="{{ table.heads[loop.index0] }}" data-key="{{ cell.key }}"
+{%- if loop.index0 in table.numbers %} class="num"{% endif %}>
+{%- if cell.page %}<a href="{{ cell.page }}">{{ cell.text }}</a>{% else %}{{ cell.text }}{% endif %}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody></table>
+</section>
+{% endfor %}
+{% endblock %}
+"""
+
 # %% ../../nbs/9_use/02_report.ipynb #rprt0027
 WORDS_OF = {"bonafide": "REAL VOICE (bona fide)", "spoof": "FAKE (spoof)", CANNOT_SAY: "CANNOT BE JUDGED"}
 _UNCERTAIN = "the decision is uncertain"  # of a judgement's caveats, the one that the page keeps up to date itself
@@ -1011,7 +1045,9 @@ def _printable(value: Any) -> Any:
 
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.DictLoader({"frame": _FRAME, "page": _PAGE, "index": _INDEX, "plain": _PLAIN}),
+    loader=jinja2.DictLoader(
+        {"frame": _FRAME, "page": _PAGE, "index": _INDEX, "plain": _PLAIN, "tables": _TABLES}
+    ),
     autoescape=True,
     finalize=_printable,
     trim_blocks=True,
@@ -1242,3 +1278,52 @@ def write_index(entries: Sequence[Entry], folder, title: str = "Recordings") -> 
     with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
+
+# %% ../../nbs/9_use/02_report.ipynb #rprt0041
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: what is read, what the column is sorted by (None: last), and where a click leads."""
+
+    text: str
+    key: float | str | None = None
+    page: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
+
+    Attributes
+    ----------
+    caption : str
+    heads : list of str
+    rows : list of list of Cell
+        As many in each as there are heads.
+    """
+
+    caption: str
+    heads: list[str]
+    rows: list[list[Cell]]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Which columns hold numbers."""
+        columns = range(len(self.heads))
+        return [i for i in columns if not any(isinstance(row[i].key, str) for row in self.rows)]
+
+
+def tables_page(title: str, notes: Sequence[str], tables: Sequence[Table]) -> str:
+    """Tables as an HTML document that needs no network; each column sorts its table.
+
+    Examples
+    --------
+    >>> text = tables_page("runs", ["two of them"], [Table("all", ["EER"], [[Cell("5.0%", 0.05)], [Cell("")]])])
+    >>> 'data-kind="number"' in text, 'data-key="0.05" class="num">5.0%' in text, 'data-key="" class' in text
+    (True, True, True)
+    """
+    filled = []
+    for table in tables:
+        keyed = [[replace(cell, key="" if cell.key is None else cell.key) for cell in row] for row in table.rows]
+        numbers = table.numbers
+        filled.append({"caption": table.caption, "heads": table.heads, "rows": keyed, "numbers": numbers})
+    return _fill("tables", title, _SORT, tables=filled, notes=notes)
