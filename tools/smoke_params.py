@@ -102,7 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="*", help="parts of paths")
     words = parser.parse_args().words
-    files = [file for file in sorted((ROOT / "params").rglob("*/*.yaml")) if file.parent.name != "data_samples"]
+    others = ("data_samples", "profiles", "sweeps")
+    files = [file for file in sorted((ROOT / "params").rglob("*/*.yaml")) if not set(others) & set(file.parts)]
     if words:
         files = [file for file in files if any(word in str(file.relative_to(ROOT)) for word in words)]
     verdicts: dict[str, tuple[str, str]] = {}  # by what is executed: a file of that form, and how it went
