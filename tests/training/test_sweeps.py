@@ -22,10 +22,10 @@ from wedefense_nb.training.sweeps import (
     conduct,
     failure,
     find_profile,
-    prepare,
     read_sweep,
     setting_name,
     states,
+    write_sweep,
 )
 
 STUB = """#!/bin/bash
@@ -165,7 +165,7 @@ def test_states_are_what_lies_in_the_folders(here):
     first.mkdir(parents=True)
     (first / "result.json").write_text("{}")  # of a run that was started by hand
     assert states(sweep)["x=1.0/seed=7"] == "waiting"
-    prepare(sweep)
+    write_sweep(sweep)
     os.utime(first / "result.json", ns=(1, 1))
     assert states(sweep)["x=1.0/seed=7"] == "waiting"  # older than its values
     (first / "result.json").write_text("{}")
@@ -180,7 +180,7 @@ def test_states_are_what_lies_in_the_folders(here):
     (second / "run.log").write_text("Traceback (most recent call last):\n  x\nKeyboardInterrupt\n")
     assert states(sweep)["x=2.0/seed=7"] == "begun" and failure(first) == ""
     stamp = (first / "given.yaml").stat().st_mtime_ns
-    prepare(sweep)
+    write_sweep(sweep)
     assert (first / "given.yaml").stat().st_mtime_ns == stamp
     with alone(second, "recipe"):
         assert list(states(sweep).values()) == ["done", "at work"]

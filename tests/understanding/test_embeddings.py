@@ -19,7 +19,7 @@ from wedefense_nb.models.detector import build
 from wedefense_nb.training.scoring import score
 from wedefense_nb.understanding.embeddings import (
     PROJECTIONS,
-    balanced,
+    balanced_hits,
     embed_all,
     embed_batch,
     embedding_table,
@@ -174,7 +174,7 @@ def test_balanced_accuracy_is_sklearns():
 
     rng = np.random.default_rng(0)
     truth, said = rng.choice(list("aaab"), 50), rng.choice(list("ab"), 50)
-    assert balanced(truth == said, truth).mean() == pytest.approx(balanced_accuracy_score(truth, said))
+    assert balanced_hits(truth == said, truth).mean() == pytest.approx(balanced_accuracy_score(truth, said))
 
 
 def test_a_map_by_probe_separates_what_is_known_across():

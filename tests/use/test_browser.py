@@ -23,7 +23,7 @@ from wedefense_nb.task import bayes_threshold
 from wedefense_nb.use.predict import Evidence, Predictor
 
 SOURCES = ROOT / "tools/site/demo"
-_spec = importlib.util.spec_from_file_location("browser_demo", SOURCES / "build.py")
+_spec = importlib.util.spec_from_file_location("browser_demo", SOURCES / "build_demo.py")
 maker = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(maker)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'PROJECTIONS', 'SURE', 'PROBES', 'frames_mean', 'embed_batch', 'layer_batch', 'embed_all', 'embedding_table',
-           'points_of', 'pca_map', 'umap_map', 'neighbours_kept', 'plot_points', 'balanced', 'probe_right',
+           'points_of', 'pca_map', 'umap_map', 'neighbours_kept', 'plot_points', 'balanced_hits', 'probe_right',
            'probe_report', 'plot_probes', 'probe_map']
 
 # %% ../../nbs/8_understanding/01_embeddings.ipynb #embd0004
@@ -268,10 +268,10 @@ def plot_points(flat, values: Sequence[str], title: str = "", ax=None, most: int
     return ax
 
 # %% ../../nbs/8_understanding/01_embeddings.ipynb #embd0028
-def balanced(right, truth) -> np.ndarray:
+def balanced_hits(right, truth) -> np.ndarray:
     """What each answer (N,) adds to the balanced accuracy, which is their mean.
 
-    >>> balanced([1, 1, 1, 0, 1, 0], list("ffffbb")).mean()
+    >>> balanced_hits([1, 1, 1, 0, 1, 0], list("ffffbb")).mean()
     np.float64(0.625)
     """
     truth = pd.Series(np.asarray(truth))
@@ -381,7 +381,7 @@ def probe_report(
         if truth.nunique() < 2 or groups.nunique() < 2:
             continue
         right = probe_right(points_of(part), truth, groups, seed=seed)
-        found = _sure(balanced(right, truth), groups.to_numpy(), 1 / truth.nunique(), n, seed)
+        found = _sure(balanced_hits(right, truth), groups.to_numpy(), 1 / truth.nunique(), n, seed)
         row = {"question": name, "classes": truth.nunique(), "recordings": len(part), "groups": groups.nunique()}
         rows.append(row | found)
     return pd.DataFrame(rows)

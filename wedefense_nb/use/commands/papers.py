@@ -310,7 +310,7 @@ def _digits(values: Sequence[float | None]) -> int:
     return max((len(str(value).partition(".")[2]) for value in values if value is not None), default=2)
 
 
-def as_printed(table: PaperTable, runs: Mapping[str, Sequence[Path]] | None = None):
+def as_printed(table: PaperTable, runs: Mapping[str, Sequence[Path]] | None = None) -> Any:
     """A table in the shape that its paper gave it, "published | yours" in each cell.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The demo that runs in the browser alone, as one static folder: `python tools/site/demo/build.py --out OUT`.
+"""The demo that runs in the browser alone, as one static folder: `python tools/site/demo/build_demo.py --out OUT`.
 
 The detector is a model folder (`--model`), or one that the recipe `detection` trains on `data_samples` first (some
 minutes). onnxruntime-web comes from npm, in one pinned version whose hash is checked, and is kept in build/. The
