@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'course', 'glide', 'coloured', 'banded', 'harmonic', 'chords', 'modulated', 'plucked', 'struck', 'chirps',
-           'engine', 'crackle', 'calls', 'other_sound']
+           'engine', 'crackle', 'calls', 'other_sound', 'save_sounds']
 
 # %% ../../nbs/3_augmentation/11_sounds.ipynb #snds0004
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.signal import butter, fftconvolve, lfilter, sosfilt
 
 from ..data.audio import SAMPLE_RATE, save
+from ..files import atomic
 from ..registry import Registry
 
 # %% ../../nbs/3_augmentation/11_sounds.ipynb #snds0009
@@ -253,3 +254,45 @@ def other_sound(
     if rng.random() < 0.4:
         wave = sosfilt(butter(3, rng.uniform(1500, 7500), fs=SAMPLE_RATE, output="sos"), wave)
     return (0.1 * wave / (np.abs(wave).max() + 1e-9)).astype(np.float32)
+
+# %% ../../nbs/3_augmentation/11_sounds.ipynb #snds0027
+def save_sounds(folder, number: int, seconds: float = 5.0, seed: int = 0) -> Path:
+    """Write sounds that are no speech as FLAC files, and a table of them as sources of noise.
+
+    Parameters
+    ----------
+    folder : path
+        Is made if it is not there.
+    number : int
+        Of sounds.
+    seconds : float
+        Of each.
+    seed : int
+
+    Returns
+    -------
+    Path
+        `sources.csv` in the folder, for `augmentation.surroundings.read_sources` and the recipes' `noise`.
+
+    Raises
+    ------
+    ValueError
+        No sounds, or shorter ones than `other_sound` makes.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> save_sounds(tempfile.mkdtemp(), 2, 0.1).name
+    'sources.csv'
+    """
+    if number < 1:
+        raise ValueError(f"one sound or more, got {number}")
+    folder = Path(folder)
+    rows = []
+    for i in range(number):
+        name = f"sound-{i:04d}"
+        save(folder / f"{name}.flac", other_sound(np.random.default_rng([seed, i]), seconds))
+        rows.append({"id": name, "path": f"{name}.flac", "kind": "noise", "duration": seconds})
+    with atomic(folder / "sources.csv") as partial:
+        pd.DataFrame(rows).to_csv(partial, index=False)
+    return folder / "sources.csv"
