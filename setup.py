@@ -20,6 +20,7 @@ ASSETS = (
     "params/**/*.yaml",
     "data_samples/**/*.csv",
     "data_samples/**/*.flac",
+    "data_samples/*.safetensors",
     "data_samples/*.md",
 )
 
