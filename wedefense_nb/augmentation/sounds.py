@@ -116,7 +116,7 @@ def chords(rng: np.random.Generator, n: int) -> np.ndarray:
 
 @FAMILIES.register("modulated")
 def modulated(rng: np.random.Generator, n: int) -> np.ndarray:
-    """A tone that another one shakes, as in the synthesizers of the 1980s (Chowning, 1973): bells, brass, alarms."""
+    """A tone that another one shakes (Chowning, 1973): bells, brass, alarms, the music of the 1980s."""
     hertz = glide(rng, n, 60, 2500)
     ratio = rng.choice([0.5, 1, 1.41, 2, 3.5, rng.uniform(0.1, 6)])
     turns = 2 * np.pi * np.cumsum(hertz) / SAMPLE_RATE
@@ -205,9 +205,7 @@ def calls(rng: np.random.Generator, n: int) -> np.ndarray:
     return wave
 
 # %% ../../nbs/3_augmentation/11_sounds.ipynb #snds0019
-def other_sound(
-    rng: np.random.Generator, seconds: float, families: Iterable[str] = tuple(FAMILIES)
-) -> np.ndarray:
+def other_sound(rng: np.random.Generator, seconds: float, families: Iterable[str] = tuple(FAMILIES)) -> np.ndarray:
     """A sound that is no speech.
 
     Parameters
