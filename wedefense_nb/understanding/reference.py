@@ -287,7 +287,7 @@ class SpeechOrSound(BaseEstimator):
         return self
 
     def doubt(self, X) -> np.ndarray:
-        """Mean share of other sounds in the leaves that points (N, D) come to: 0 is speech, 1 another sound; (N,)."""
+        """Mean share of other sounds in the leaves that points (N, D) come to, (N,): 0 is speech."""
         X = np.asarray(X, dtype=np.float32)
         rows = np.arange(len(X))[:, None]
         node = np.tile(self.roots_, (len(X), 1))
@@ -344,7 +344,9 @@ def known_sounds() -> np.ndarray:
     path = locate("data_samples/sounds.safetensors")
     sounds = load_weights(path)["sounds"].float().numpy()
     if sounds.shape[1] != len(SOUND) + len(TEXTURE):
-        raise ValueError(f"{path}: of another version ({sounds.shape[1]} numbers a sound): run tools/make_sounds.py")
+        raise ValueError(
+            f"{path}: of another version ({sounds.shape[1]} numbers a sound): run tools/make_sounds.py"
+        )
     return sounds
 
 # %% ../../nbs/8_understanding/07_reference.ipynb #refe0014
