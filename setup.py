@@ -21,6 +21,7 @@ ASSETS = (
     "params/*.smk",
     "data_samples/**/*.csv",
     "data_samples/**/*.flac",
+    "data_samples/*.safetensors",
     "data_samples/*.md",
 )
 

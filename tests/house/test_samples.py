@@ -19,7 +19,7 @@ CORPUS = ROOT / "data_samples"
 def test_size_and_format(samples):
     files = [p for p in CORPUS.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 20_000_000
-    assert 400 <= len(samples) and {p.suffix for p in files} == {".flac", ".csv", ".md"}
+    assert 400 <= len(samples) and {p.suffix for p in files} == {".flac", ".csv", ".md", ".safetensors"}
     for r, path in zip(samples.utterances.itertuples(), samples.paths(), strict=True):
         h = info(path)
         assert (h.sample_rate, h.channels) == (16000, 1) and abs(h.duration - r.duration) < 1e-6

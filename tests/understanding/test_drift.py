@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from wedefense_nb.understanding.drift import (
     sample_of,
 )
 from wedefense_nb.understanding.quality import SOUND
-from wedefense_nb.understanding.reference import make_reference
+from wedefense_nb.understanding.reference import known_sounds, make_reference
 
 SETTINGS = {"n": 1999, "alpha": 0.05}
 
@@ -307,3 +308,9 @@ def test_what_a_model_refuses_is_what_its_reference_says(few):
     assert refused(reference, quiet).all()
     strange = Sample(sample.facts.assign(**{name: 99.0 for name in SOUND}), sample.points, sample.speakers)
     assert refused(reference, strange).all()
+    textures = (sample.textures, sample.textures)
+    learned = (sample.points, labels, sample.facts), (sample.points, sample.facts)
+    listening = make_reference(*learned, textures=textures)
+    assert refused(listening, sample).mean() < 0.2
+    sounds = known_sounds()[:24, len(SOUND) :]
+    assert refused(listening, replace(sample, textures=sounds)).mean() > 0.9

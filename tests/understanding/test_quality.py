@@ -10,6 +10,7 @@ from wedefense_nb.augmentation.codecs import round_trip
 from wedefense_nb.data.audio import AudioError, load, save
 from wedefense_nb.understanding.quality import (
     SOUND,
+    TEXTURE,
     Meter,
     clipped_samples,
     codec_of,
@@ -47,6 +48,7 @@ def test_how_the_pieces_are_cut_does_not_matter(cuts):
     assert np.allclose(whole.table().astype(float), cut.table().astype(float), equal_nan=True, atol=1e-5)
     assert whole.quality() == cut.quality()
     assert np.allclose(list(whole.sound().values()), list(cut.sound().values()), atol=1e-4)
+    assert np.allclose(whole.texture(), cut.texture(), atol=0.05)
 
 
 def test_level_pitch_and_voicing_of_what_is_known():
@@ -64,6 +66,7 @@ def test_loudness_changes_the_level_and_nothing_else(samples):
     loud, soft = heard(wave), heard(wave * 0.1)
     assert loud.quality().level - soft.quality().level == pytest.approx(20, abs=0.11)
     assert np.allclose(list(loud.sound().values()), list(soft.sound().values()), atol=0.05)
+    assert np.allclose(loud.texture(), soft.texture(), atol=0.05)
 
 
 def test_silence_and_almost_nothing_have_facts_too():
@@ -72,6 +75,46 @@ def test_silence_and_almost_nothing_have_facts_too():
         quality = meter.quality()
         assert quality.speech == 0 and quality.level <= -75 and quality.duration == round(len(wave) / RATE, 3)
         assert list(meter.sound()) == SOUND and np.isfinite(list(meter.sound().values())).all()
+        assert meter.texture().shape == (80,) and np.isfinite(meter.texture()).all()
+
+
+def test_a_texture_is_what_one_computes_of_the_whole(samples):
+    """Against plain loops over frames and triangles between 60 and 7600 Hz."""
+    wave = load(samples.paths()[3])[0].astype(float)
+    centres = 700 * np.expm1(np.linspace(1127 * np.log1p(60 / 700), 1127 * np.log1p(7600 / 700), 26) / 1127)
+    mel = 1127 * np.log1p(np.fft.rfftfreq(1024, 1 / RATE) / 700)
+    frames = []
+    for at in range(0, len(wave) - 399, 160):
+        power = np.abs(np.fft.rfft(wave[at : at + 400] * np.hanning(400), 1024)) ** 2
+        bands = []
+        for low, middle, high in zip(centres, centres[1:], centres[2:], strict=False):
+            a, b, c = (1127 * np.log1p(x / 700) for x in (low, middle, high))
+            bands.append((power * np.clip(np.minimum((mel - a) / (b - a), (c - mel) / (c - b)), 0, None)).sum())
+        frames.append(10 * np.log10(np.maximum(bands, 1e-14)))
+    bands = np.maximum(np.array(frames) - np.max(frames), -60)
+    active = bands[bands.max(axis=1) > -45]
+    n = np.arange(24) + 0.5
+    cosines = (
+        np.cos(np.pi * np.outer(np.arange(13), n) / 24) * np.sqrt(np.where(np.arange(13) == 0, 1, 2) / 24)[:, None]
+    )
+    cepstra = active @ cosines.T
+    want = np.concatenate([active.mean(0), active.std(0), cepstra.std(0), np.diff(cepstra, axis=0).std(0)])
+    got = dict(zip(TEXTURE, heard(wave).texture(), strict=True))
+    assert np.allclose(list(got.values())[:-6], want, atol=0.05)
+    level = bands.mean(axis=1) - bands.mean()
+    power = np.abs(np.fft.rfft(level * np.hanning(len(level)))) ** 2
+    pace = np.arange(len(power)) * 100 / len(level)
+    for low, high in ((0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 51)):
+        share = power[(pace >= low) & (pace < high)].sum() / power.sum()
+        assert 10 ** got[f"modulation from {low} Hz"] == pytest.approx(share, abs=0.01)
+
+
+def test_the_pace_of_a_level_is_found_where_it_is():
+    t = np.arange(3 * RATE) / RATE
+    hiss = 0.1 * np.random.default_rng(0).normal(size=len(t))
+    for hertz, name in ((3, "2"), (6, "4"), (12, "8")):
+        moved = heard(hiss * (1 + 0.8 * np.sin(2 * np.pi * hertz * t))).texture()[-6:]
+        assert TEXTURE[-6:][int(np.argmax(moved))] == f"modulation from {name} Hz"
 
 
 def test_speech_lies_beside_voices_only():

@@ -8,15 +8,18 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
+from sklearn.ensemble import RandomForestClassifier
 
 from wedefense_nb.data.audio import load
-from wedefense_nb.models.detector import build
+from wedefense_nb.models.detector import build, load_weights, save_weights
 from wedefense_nb.understanding.embeddings import embed_all, embed_batch
-from wedefense_nb.understanding.quality import SOUND, Quality, measure_all
+from wedefense_nb.understanding.quality import SOUND, TEXTURE, Quality, measure_all
 from wedefense_nb.understanding.reference import (
     Heaps,
     Reference,
+    SpeechOrSound,
     hear_all,
+    known_sounds,
     make_reference,
     risk_at,
     risk_coverage,
@@ -41,6 +44,94 @@ def made() -> Reference:
     labels = np.arange(80) % 2
     points[labels == 1] += 20
     return make_reference((points, labels, table), (points, table), data="here")
+
+
+@pytest.fixture(scope="module")
+def listening() -> Reference:
+    """With an opinion on what is speech, which here are numbers around 50."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(50 + rng.normal(size=(80, len(SOUND))), columns=SOUND)
+    table = table.assign(duration=3.0, speech=2.0, level=-25.0, snr=30.0, bandwidth=7800.0)
+    textures = 50 + rng.normal(size=(80, len(TEXTURE)))
+    points = rng.normal(size=(80, 5))
+    return make_reference((points, np.arange(80) % 2, table), (points, table), textures=(textures, textures))
+
+
+def test_a_forest_doubts_as_scikit_learn_does():
+    rng = np.random.default_rng(0)
+    speech, sounds, new = rng.normal(0, 1, (60, 4)), rng.normal(0.8, 2, (90, 4)), rng.normal(0, 2, (50, 4))
+    forest = SpeechOrSound(trees=20, seed=3).fit(speech, sounds)
+    both = np.concatenate([speech, sounds])
+    right = RandomForestClassifier(20, max_depth=30, min_samples_leaf=2, random_state=3)
+    right.fit(both, np.repeat([0, 1], [60, 90]))
+    assert np.allclose(forest.doubt(new), right.predict_proba(new)[:, 1])
+    assert np.allclose(forest.doubt(both), right.predict_proba(both)[:, 1]) and forest.doubt(new).std() > 0.1
+
+
+def test_the_known_sounds_come_with_the_library():
+    sounds = known_sounds()
+    assert sounds.shape[1] == len(SOUND) + len(TEXTURE) and np.isfinite(sounds).all() and len(sounds) >= 1000
+
+
+def test_what_is_no_speech_is_refused_with_the_reason(listening):
+    facts = {name: 50.0 for name in SOUND}
+    near = listening.distances(np.zeros(5), facts, np.full(len(TEXTURE), 50.0))
+    assert set(near) == {"embedding", "sound", "speech"} and listening.reasons(GOOD, near) == []
+    far = listening.distances(np.zeros(5), facts, known_sounds()[0, len(SOUND) :])
+    assert far["speech"] > 1
+    (reason,) = listening.reasons(GOOD, far | {"sound": 0.5})
+    assert "something other than speech" in reason and "the doubt that is allowed" in reason
+    assert "speech" not in listening.distances(np.zeros(5), facts)
+    assert listening.notes["sounds"] == len(known_sounds())
+
+
+def test_a_folder_keeps_what_is_speech_and_an_older_one_works_without(listening, made, tmp_path):
+    listening.save(tmp_path)
+    again = Reference.load(tmp_path)
+    facts, texture = {name: 50.5 for name in SOUND}, known_sounds()[1, len(SOUND) :]
+    assert again.distances(np.zeros(5), facts, texture) == listening.distances(np.zeros(5), facts, texture)
+    content = json.loads((tmp_path / "reference.json").read_text())
+    (tmp_path / "reference.json").write_text(json.dumps(content | {"texture": ["x"]}))
+    with pytest.raises(ValueError, match="made with other facts"):
+        Reference.load(tmp_path)
+    made.save(tmp_path)
+    old = Reference.load(tmp_path)
+    assert old.speech is None and set(old.distances(np.zeros(5), facts, texture)) == {"embedding", "sound"}
+
+
+@pytest.mark.parametrize(
+    "name, changed",
+    [
+        ("left", lambda x: x - 2),
+        ("right", lambda x: x + len(x)),
+        ("feature", lambda x: x + 88),
+        ("roots", lambda x: x + 10**6),
+        ("roots", lambda x: x[:0]),
+        ("threshold", lambda x: x[:-1]),
+        ("share", lambda x: x + 2),
+        ("left", lambda x: x.double()),
+        ("feature", lambda x: x[None]),
+        ("share", None),
+    ],
+)
+def test_trees_that_lead_nowhere_are_refused(listening, tmp_path, name, changed):
+    listening.save(tmp_path)
+    arrays = load_weights(tmp_path / "reference.safetensors")
+    value = arrays.pop(f"speech.{name}")
+    arrays |= {f"speech.{name}": changed(value)} if changed else {}
+    save_weights(arrays, tmp_path / "reference.safetensors")
+    with pytest.raises(ValueError, match="not a reference"):
+        Reference.load(tmp_path)
+
+
+def test_trees_that_go_round_in_circles_come_to_an_end(listening, tmp_path):
+    listening.save(tmp_path)
+    arrays = load_weights(tmp_path / "reference.safetensors")
+    for name in ("left", "right"):
+        arrays[f"speech.{name}"] = torch.zeros_like(arrays[f"speech.{name}"])
+    save_weights(arrays, tmp_path / "reference.safetensors")
+    doubt = Reference.load(tmp_path).speech.doubt(known_sounds()[:3])
+    assert np.isfinite(doubt).all() and ((doubt >= 0) & (doubt <= 1)).all()
 
 
 def test_distances_are_those_of_the_nearest_heap():
@@ -128,6 +219,7 @@ def test_one_reading_gives_what_three_gave(few, batch_size, seconds):
     points, scores = embed_all(model, part, progress=False)
     assert np.allclose(heard.points, points, atol=1e-4) and np.allclose(heard.scores, scores, atol=1e-4)
     assert heard.facts.equals(measure_all(part))
+    assert heard.textures.shape == (9, len(TEXTURE)) and len(np.unique(heard.textures[:, 0])) == 9
     for path, (first, second) in zip(part.paths(), heard.halves, strict=True):
         wave = torch.from_numpy(load(path)[0])
         middle = len(wave) // 2

@@ -319,6 +319,7 @@ def test_without_a_reference_it_is_said_so(folder, samples, tmp_path):
 
 def test_a_folder_says_what_it_is(folder, samples):
     judged = Predictor.from_folder(folder).detect(samples.paths()[0])
+    assert set(judged.distances) == {"embedding", "sound", "speech"}
     assert judged.model["card"] == "# Nothing learned" and judged.model["reference"]["data"] == "few"
     assert judged.sha256 == file_print(samples.paths()[0]) and set(judged.versions) == {"wedefense_nb", "torch"}
     content = json.loads(judged.to_json())

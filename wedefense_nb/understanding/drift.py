@@ -157,11 +157,14 @@ class Sample:
         Embeddings.
     speakers : numpy.ndarray of str, shape (N,)
         "" where nobody knows: such a recording stands for itself.
+    textures : numpy.ndarray, shape (N, 80), optional
+        As `quality.Meter.texture`; `refused` alone looks at them.
     """
 
     facts: pd.DataFrame
     points: np.ndarray
     speakers: np.ndarray
+    textures: np.ndarray | None = None
 
 
 def sample_of(
@@ -193,7 +196,8 @@ def sample_of(
     durations = np.where(np.isfinite(durations), durations, heard.facts.duration)
     speakers = manifest.utterances.speaker.fillna("").astype(str).to_numpy()
     speakers = np.full(len(speakers), "") if alone else speakers
-    return Sample(heard.facts.assign(duration=durations, score=heard.scores), heard.points, speakers)
+    facts = heard.facts.assign(duration=durations, score=heard.scores)
+    return Sample(facts, heard.points, speakers, heard.textures)
 
 # %% ../../nbs/8_understanding/08_drift.ipynb #drif0025
 @dataclass(frozen=True)
@@ -360,7 +364,9 @@ def refused(reference: Reference, sample: Sample) -> np.ndarray:
     """Which recordings (N,) a model with this reference refuses to judge."""
     names = [field.name for field in fields(Quality) if field.name in sample.facts.columns]
     found = []
-    for (_, row), point in zip(sample.facts.iterrows(), sample.points, strict=True):
+    textures = [None] * len(sample.facts) if sample.textures is None else sample.textures
+    for (_, row), point, texture in zip(sample.facts.iterrows(), sample.points, textures, strict=True):
         quality = Quality(**row[names].to_dict())
-        found.append(bool(reference.reasons(quality, reference.distances(point, row[SOUND].to_dict()))))
+        distances = reference.distances(point, row[SOUND].to_dict(), texture)
+        found.append(bool(reference.reasons(quality, distances)))
     return np.array(found, dtype=bool)

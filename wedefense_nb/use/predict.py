@@ -271,7 +271,8 @@ def add_reference(
             evidence.a, evidence.b = float(known.a_), float(known.b_)
     evidence.save(folder)
     trained = (heard[train].points, labels[train], heard[train].facts)
-    make_reference(trained, (heard[dev].points, heard[dev].facts), **notes).save(folder)
+    textures = (heard[train].textures, heard[dev].textures)
+    make_reference(trained, (heard[dev].points, heard[dev].facts), textures=textures, **notes).save(folder)
     return folder
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0023
@@ -318,7 +319,7 @@ class Judgement:
         Probability of bona fide with this prior.
     quality : Quality
     distances : dict
-        From the training data, in parts of what is allowed: "embedding", "sound".
+        From the training data, in parts of what is allowed: "embedding", "sound", "speech".
     windows : tuple of dict
         start, end (s), score, llr, and whether it was counted.
     channels : dict
@@ -550,7 +551,8 @@ class Predictor:
         reasons = self._reasons(quality, counted)
         distances = {}
         if self.reference is not None and len(counted) and quality.level > -75:
-            distances = self.reference.distances(np.stack(counted.point.to_list()), meter.sound())
+            points = np.stack(counted.point.to_list())
+            distances = self.reference.distances(points, meter.sound(), meter.texture())
         if self.reference is not None:
             reasons += self.reference.reasons(quality, distances or {"sound": 0.0, "embedding": 0.0})
         if len(counted) and self.evidence is None:

@@ -460,6 +460,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     ]
     facts += [("Trace", trace) for trace in q.traces]
     names = {"embedding": "Distance to training, as the network hears", "sound": "Distance to training, as sound"}
+    names["speech"] = "Doubt that it is speech"
     for name, value in report.judgement.distances.items():
         facts.append((names.get(name, name), f"{100 * value:.0f} % of what is allowed"))
     facts += [(name.capitalize(), f"LLR {signed(llr)}") for name, llr in report.judgement.channels.items()]
