@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from wedefense_nb.augmentation.sounds import FAMILIES, course, glide, other_sound, plucked, save_sounds
+from wedefense_nb.augmentation.sounds import OTHER_SOUNDS, course, glide, other_sound, plucked, save_sounds
 from wedefense_nb.augmentation.surroundings import AddNoise, read_sources
 from wedefense_nb.data.audio import load
 from wedefense_nb.data.batches import Batch
@@ -16,14 +16,14 @@ from wedefense_nb.registry import UnknownName
 from wedefense_nb.understanding.quality import SOUND, TEXTURE
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", OTHER_SOUNDS)
 def test_each_family_gives_a_finite_sound_of_the_length_that_was_asked_for(name):
     for seed, n in ((0, 16), (1, 100), (2, 2000), (3, 9001)):
-        wave = FAMILIES[name](np.random.default_rng(seed), n)
+        wave = OTHER_SOUNDS[name](np.random.default_rng(seed), n)
         assert wave.shape == (n,) and np.isfinite(wave).all()
-        assert np.array_equal(wave, FAMILIES[name](np.random.default_rng(seed), n))
+        assert np.array_equal(wave, OTHER_SOUNDS[name](np.random.default_rng(seed), n))
     assert np.abs(wave).max() > 0
-    assert not np.array_equal(wave, FAMILIES[name](np.random.default_rng(4), n))
+    assert not np.array_equal(wave, OTHER_SOUNDS[name](np.random.default_rng(4), n))
 
 
 def test_courses_are_loudnesses_and_glides_stay_near_their_bounds():

@@ -153,7 +153,8 @@ def hear_all(
     AudioError
         As `data.audio.stream`.
     """
-    whole, half, rows, textures = [], [], [], []
+    whole, half = [], []
+    rows, textures = [], []
     waves: list[np.ndarray] = []
     with evaluating(model, list(manifest.paths()), progress) as (plain, device, paths, shown):
         for path in tqdm(paths, "hear", leave=False, **bar_options(shown)):
