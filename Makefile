@@ -30,6 +30,7 @@ demo: $(READY)         ## train, calibrate, evaluate on data_samples, DATA=voice
 test: export OMP_NUM_THREADS ?= 1
 test: $(READY)         ## notebooks, properties, golden values, hygiene
 	rm -rf nbs/runs nbs/recipes/runs
+	@$(BIN)/python tools/site/demo/build_demo.py --fetch || echo "the browser demo is not tested: see above"
 	$(BIN)/nbdev-test --timing --skip-file-re '^[0-9]' --skip-folder-re '^(recipes|runs)$$'  # the rest runs in tests/: house/test_exercises.py, training/test_recipes.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 

@@ -113,7 +113,7 @@ def test_words_and_patterns_mean_parts():
         ("front", "means no parameter"),
         ("norm", "means no parameter"),
         ("top 1", "means no parameter"),
-        ("heads", r"say all, front, back, head, norm, top N, or a pattern such as "),
+        ("heads", r"say all, front, back, head, adapter, norm, top N, or a pattern such as "),
     ],
 )
 def test_a_word_that_means_nothing_is_refused(word, message):

@@ -97,7 +97,7 @@ def test_the_whole_traceback_comes_if_it_is_asked_for(monkeypatch):
 
 def test_parameters_are_listed():
     listed = quick("run", "detection", "--parameters").stdout.splitlines()
-    assert "epochs = 12  passes over the training set" in listed and len(listed) == 41
+    assert "epochs = 12  passes over the training set" in listed and len(listed) == 45
 
 
 def test_a_recipe_of_ones_own_runs_and_need_not_leave_a_result(tmp_path):

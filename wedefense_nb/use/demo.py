@@ -817,8 +817,8 @@ class Server:
 
     def run(self) -> None:
         """Serve until Ctrl-C."""
-        self.start()
         try:
+            self.start()
             while self._thread.is_alive():
                 self._thread.join(1.0)
         except KeyboardInterrupt:

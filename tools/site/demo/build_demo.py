@@ -133,8 +133,17 @@ def main() -> None:
         "--model", type=Path, help="Folder of a calibrated detector; without it a small one is trained."
     )
     parser.add_argument("--note", help="What visitors must know of the model, in a sentence.")
-    parser.add_argument("--out", type=Path, required=True, help="The folder that is made.")
+    parser.add_argument("--out", type=Path, help="The folder that is made.")
+    parser.add_argument("--fetch", action="store_true", help="Only fetch onnxruntime-web, once.")
     chosen = parser.parse_args()
+    if chosen.fetch:
+        try:
+            print(runtime())
+        except RuntimeError as error:
+            parser.exit(1, f"{error}\n")
+        return
+    if chosen.out is None:
+        parser.error("say where the page shall lie: --out FOLDER")
     if chosen.out.exists() and any(chosen.out.iterdir()) and not (chosen.out / "settings.json").is_file():
         parser.error(f"{chosen.out} is not empty, and holds no earlier page")
     note = chosen.note if chosen.note is not None else ("" if chosen.model else TOY)
