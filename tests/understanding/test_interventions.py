@@ -211,3 +211,19 @@ def test_what_is_refused(spoiled):
         intervention_report(table.assign(before=1 + 1e-9 * table.before))
     with pytest.raises(TooFew, match="3 spoof groups|2 bona fide"):
         intervention_report(table[table.speaker.isin(["0", "1"])])
+
+
+def test_speakers_are_drawn_and_not_their_recordings():
+    """Two of four speakers lose everything: forty recordings of each do not make that a rule."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(320):
+        speaker, label = i % 4, ("bonafide", "spoof")[i // 4 % 2]
+        score = 3 * (label == "bonafide") + 0.5 * rng.normal()
+        rows.append({"speaker": f"s{speaker}", "utt": f"u{i}", "label": label, "before": score})
+        rows[-1]["gone"] = score + 3 * (label == "spoof" and speaker < 2)
+    table = pd.DataFrame(rows)
+    by_speaker, by_recording = (intervention_report(table, groups=by).iloc[0] for by in ("speaker", "utt"))
+    assert by_speaker.lost == by_recording.lost > 0.6
+    assert by_recording.found and not by_speaker.found
+    assert by_speaker.high - by_speaker.low > 3 * (by_recording.high - by_recording.low)

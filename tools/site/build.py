@@ -132,7 +132,11 @@ def by_sphinx(out: Path, work: Path, demo: Path, only: list[str], jobs: str) -> 
         shutil.copytree(demo, extra / "demo")
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-j", jobs, "-q", "-E"]
     command += ["-d", str(work / "doctrees"), str(source), str(out)]
+    left = out.parent / "jupyter_execute"  # where myst-nb puts notebooks again, beside what it makes
+    before = left.exists()
     code = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+    if not before:
+        shutil.rmtree(left, ignore_errors=True)
     shutil.rmtree(out / ".doctrees", ignore_errors=True)
     (out / ".nojekyll").touch()
     return code
