@@ -83,6 +83,8 @@ def test_words_are_links_where_they_are_used_first(site):
     assert len(terms) > 5 and len(terms) == len(set(terms))
     anchors = re.findall(r'id="([\w-]+)"', text(site, "pages/glossary.html"))
     assert set(terms) <= set(anchors)
+    for page in site.rglob("*.html"):  # a link within a link is none
+        assert not re.search(r"<a [^>]*>(?:(?!</a>).)*<a ", page.read_text(encoding="utf-8"), re.S), page.name
 
 
 def test_search_knows_terms_and_functions(site):

@@ -11,6 +11,7 @@ import notebooks
 from book import NBS
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -27,6 +28,8 @@ require('readline').createInterface({input: process.stdin}).on('line', line => {
 """
 NO_TERMS_IN = (
     nodes.reference,
+    addnodes.pending_xref,  # a link to another page, before Sphinx has found it
+    addnodes.download_reference,
     nodes.title,
     nodes.literal,
     nodes.literal_block,
@@ -153,7 +156,7 @@ class Words:
             place = self.names.get(words) if "." in words or alone else None
             if not place or place in seen or page == f"api/{place.split('.html')[0]}":
                 continue
-            if isinstance(literal.parent, nodes.reference | nodes.title):
+            if isinstance(literal.parent, nodes.reference | nodes.title | addnodes.pending_xref):
                 continue
             seen.add(place)
             link = nodes.reference("", "", refuri=f"{up}api/{place}", classes=["name"])
