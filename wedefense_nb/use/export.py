@@ -624,6 +624,7 @@ _METADATA = "metadata.json"
 _ALL = ("torchscript", "pt2", "onnx")
 _LENGTH = (_ALL, "its graph would hold for one length of recordings only")
 REASONS = {  # of models that some formats cannot hold: which formats, and why
+    "aasist": (("onnx",), "its scores differ by up to 0.003 in ONNX Runtime, and more than 0.0001 is refused"),
     "cam_plus_plus": _LENGTH,
     "cfprf": _LENGTH,
     "rawnet2": _LENGTH,
