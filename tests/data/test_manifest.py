@@ -272,3 +272,13 @@ def test_random_draws_depend_on_seed_epoch_and_utterance_only(utt, seed, epoch):
         utt_rng(utt, seed, epoch + 1).integers(2**60),
     }
     assert draw not in others and len(others) == 3
+
+
+def test_at_most_so_many_are_drawn_and_keep_their_order(samples):
+    few = samples.at_most(50, seed=3)
+    places = samples.utterances.utt[samples.utterances.utt.isin(few.utterances.utt)].tolist()
+    assert few.utterances.utt.tolist() == places and len(places) == 50
+    assert set(few.segments.utt) <= set(places)
+    assert samples.at_most(50, seed=3).utterances.equals(few.utterances)
+    assert not samples.at_most(50).utterances.equals(few.utterances)
+    assert samples.at_most(len(samples)) is samples

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wedefense_nb.data import contamination
 from wedefense_nb.data.batches import epoch_batches, token_batches
 from wedefense_nb.data.manifest import Manifest, ManifestError
 from wedefense_nb.data.mixtures import by_corpus, crossed, mixture, mixture_order, shares
+
+listened = contamination._listen_to
 
 
 def table(labels: list[str], corpus: list[str] | None = None, split: str = "train") -> Manifest:
@@ -155,3 +158,15 @@ def test_longer_recordings_are_planned_as_they_will_be_cut():
     assert sorted(i for batch in plan for _, i in batch) == list(range(8))
     assert all(len(batch) * max(kept[i] for _, i in batch) <= 6.0 for batch in plan)
     assert max(map(len, plan)) > 1
+
+
+def test_each_recording_is_heard_once(samples, monkeypatch):
+    heard = []
+    monkeypatch.setattr(contamination, "_listen_to", lambda path: (heard.append(path), listened(path))[1])
+    parts = {}
+    for at, name in enumerate("abc"):
+        u = samples.subset(kind="full").utterances.iloc[6 * at : 6 * at + 6]
+        parts[name] = Manifest(u.assign(split=["train", "train", "dev", "dev", "eval", "eval"]), root=samples.root)
+    joined = mixture(parts)
+    crossed(joined, audio=True, workers=1)
+    assert len(heard) == len(joined) == len(set(heard))

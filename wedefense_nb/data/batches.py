@@ -10,7 +10,7 @@ __all__ = ['Keys', 'Batch', 'collate', 'frame_mask', 'check_batch', 'at_once', '
 # %% ../../nbs/1_data/12_batches.ipynb #8bca920e
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -276,14 +276,26 @@ class AudioDataset(Dataset):
         return self.crop(item, epoch)
 
 # %% ../../nbs/1_data/12_batches.ipynb #6d86f2f0
-def _evenly(members: np.ndarray, keys: Sequence[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw n of these positions; each key in turn divides what is drawn evenly among its values."""
+def _evenly(
+    members: np.ndarray,
+    keys: Sequence[np.ndarray],
+    n: int,
+    rng: np.random.Generator,
+    weights: Mapping[str, float] | None = None,
+) -> np.ndarray:
+    """Draw n of these positions; each key in turn divides what is drawn evenly among its values.
+
+    With weights, of the first key's values, that key divides by them.
+    """
     if not keys:
         rounds = math.ceil(n / len(members))
         return np.concatenate([rng.permutation(members) for _ in range(rounds)])[:n]
     values = np.unique(keys[0][members])
-    parts = np.full(len(values), n // len(values))
-    parts[rng.permutation(len(values))[: n % len(values)]] += 1
+    if weights is None:
+        parts = np.full(len(values), n // len(values))
+        parts[rng.permutation(len(values))[: n % len(values)]] += 1
+    else:
+        parts = _by_weight(np.array([weights[value] for value in values]), n, rng)
     drawn = []
     for value, part in zip(values, parts, strict=True):
         if part:
@@ -291,7 +303,23 @@ def _evenly(members: np.ndarray, keys: Sequence[np.ndarray], n: int, rng: np.ran
     return np.concatenate(drawn)
 
 
-def class_balanced(labels: np.ndarray, rng: np.random.Generator, keys: Sequence[np.ndarray] = ()) -> np.ndarray:
+def _by_weight(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Whole parts of n in proportion to weights (K,); what is left over goes to some, by what each still lacks."""
+    exact = n * weights / weights.sum()
+    parts = np.floor(exact).astype(int)
+    rest = n - parts.sum()
+    if rest:
+        lacking = exact - parts
+        parts[rng.choice(len(parts), rest, replace=False, p=lacking / lacking.sum())] += 1
+    return parts
+
+
+def class_balanced(
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    keys: Sequence[np.ndarray] = (),
+    weights: Mapping[str, float] | None = None,
+) -> np.ndarray:
     """Draw as many items as there are, half of each class; within a class, none repeats before all were drawn.
 
     Parameters
@@ -301,6 +329,8 @@ def class_balanced(labels: np.ndarray, rng: np.random.Generator, keys: Sequence[
     rng : numpy.random.Generator
     keys : sequence of numpy.ndarray, shape (N,)
         Each in turn divides what is drawn of a class evenly among its values (`balanced`).
+    weights : mapping of str to float, optional
+        Of the first key's values, which divides by them instead; some that the class has must be positive.
 
     Returns
     -------
@@ -325,7 +355,7 @@ def class_balanced(labels: np.ndarray, rng: np.random.Generator, keys: Sequence[
         if len(members) == 0:
             raise ValueError("class-balanced sampling needs examples of both classes")
         if n:
-            halves.append(_evenly(members, keys, n, rng))
+            halves.append(_evenly(members, keys, n, rng, weights))
     return rng.permutation(np.concatenate(halves))
 
 # %% ../../nbs/1_data/12_batches.ipynb #bala0002

@@ -8,6 +8,7 @@ __all__ = ['SOURCES', 'RATE', 'SIZE', 'WEAK', 'origins', 'content_hash', 'Finger
 
 # %% ../../nbs/1_data/09_contamination.ipynb #19efa3ed
 import re
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -279,10 +280,11 @@ def _row(kind: str, train: pd.Series, test: pd.Series) -> dict:
     }
 
 # %% ../../nbs/1_data/09_contamination.ipynb #3aa55a25
-def _heard(train: Manifest, test: Manifest, workers: int, options: dict) -> list[dict]:
+def _heard(train: Manifest, test: Manifest, workers: int, heard: Mapping | None, options: dict) -> list[dict]:
     """The two rows about sound; what is identical is left out of the second."""
-    train_heard = listen(train, workers)
-    test_heard = listen(test, workers)
+    train_heard, test_heard = (
+        listen(m, workers) if heard is None else [heard[utt] for utt in m.utterances.utt] for m in (train, test)
+    )
     train_hashes = pd.Series([content for content, _ in train_heard])
     test_hashes = pd.Series([content for content, _ in test_heard])
     near = near_pairs([p for _, p in train_heard], [p for _, p in test_heard], **options)
@@ -304,7 +306,12 @@ def _heard(train: Manifest, test: Manifest, workers: int, options: dict) -> list
 
 # %% ../../nbs/1_data/09_contamination.ipynb #0d4e7ca3
 def contamination(
-    train: Manifest, test: Manifest, audio: bool = True, workers: int = -1, **options
+    train: Manifest,
+    test: Manifest,
+    audio: bool = True,
+    workers: int = -1,
+    heard: Mapping[str, tuple[str, Fingerprint]] | None = None,
+    **options,
 ) -> pd.DataFrame:
     """What a training and a test set share.
 
@@ -315,6 +322,8 @@ def contamination(
         Also compare the recordings themselves; without, only names are compared.
     workers : int
         Threads that decode; -1 for all cores.
+    heard : mapping of str to (content hash, fingerprint), optional
+        What `listen` gave for their recordings, by utt, where several sets are compared; nothing is decoded then.
     **options
         `limit` and `shortest` of `near_pairs`.
 
@@ -334,7 +343,7 @@ def contamination(
         _row("attack", train.utterances.attack, test.utterances.attack),
     ]
     if audio:
-        rows += _heard(train, test, workers, options)
+        rows += _heard(train, test, workers, heard, options)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/1_data/09_contamination.ipynb #86389c8e

@@ -205,6 +205,13 @@ class Manifest:
             u = u[u[column].isin(values)]
         return Manifest(u, self.segments[_among(self.segments.utt, u.utt)], self.root)
 
+    def at_most(self, n: int, seed: int = 0) -> "Manifest":
+        """All rows, or n of more, drawn at random and kept in their order."""
+        if len(self) <= n:
+            return self
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:n])
+        return self.subset(utt=list(self.utterances.utt.iloc[rows]))
+
     def write(self, folder) -> Path:
         """Write `utterances.csv` and `segments.csv`; read them back with `read`."""
         folder = Path(folder)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .batches import class_numbers
-from .contamination import contamination
+from .batches import class_balanced, class_numbers
+from .contamination import contamination, listen
 from .manifest import Manifest, ManifestError, open_manifest
 from ..registry import unknown
 from ..task import BONAFIDE, LABELS, SPOOF
@@ -129,26 +129,10 @@ def mixture_order(manifest: Manifest, weights: Mapping[str, float], rng: np.rand
     if odd:
         raise ValueError(f"corpora without a weight of 0 or more: {odd}")
     labels = class_numbers(manifest)
-    n_spoof = len(labels) // 2
-    drawn = []
-    for number, n in ((SPOOF, n_spoof), (BONAFIDE, len(labels) - n_spoof)):
-        heaps = [np.flatnonzero((named == name) & (labels == number)) for name in there]
-        wanted = np.array([weights[name] * (len(heap) > 0) for name, heap in zip(there, heaps, strict=True)])
-        if n and wanted.sum() == 0:
+    for number in (SPOOF, BONAFIDE):
+        if sum(weights[name] for name in set(named[labels == number])) == 0:
             raise ValueError(f"no {LABELS[number]} recordings to draw from the corpora that have a weight")
-        exact = n * wanted / max(wanted.sum(), 1e-300)
-        parts = np.floor(exact).astype(int)
-        rest = n - parts.sum()  # goes to some, by what is left of each
-        if rest:
-            left = exact - parts
-            parts += np.bincount(
-                rng.choice(len(parts), rest, replace=False, p=left / left.sum()), minlength=len(parts)
-            )
-        for heap, part in zip(heaps, parts, strict=True):
-            if part:
-                rounds = range(-(-part // len(heap)))
-                drawn.append(np.concatenate([rng.permutation(heap) for _ in rounds])[:part])
-    return rng.permutation(np.concatenate(drawn)).astype(np.int64)
+    return class_balanced(labels, rng, [named], weights)
 
 # %% ../../nbs/1_data/15_mixtures.ipynb #mixt0022
 def by_corpus(manifest: Manifest) -> pd.DataFrame:
@@ -199,15 +183,19 @@ def crossed(manifest: Manifest, audio: bool = False, workers: int = -1) -> pd.Da
         name. Attacks of the same name are no fault and are left out.
     """
     names = list(dict.fromkeys(manifest.utterances.corpus))
+    heard = None
+    if audio and len(names) > 1:
+        asked = manifest.subset(split=["train", "dev", "eval"])
+        heard = dict(zip(asked.utterances.utt, listen(asked, workers), strict=True))
     found = []
     for learned in names:
         train = manifest.subset(corpus=learned, split="train")
-        for other in names:
+        for other in [name for name in names if name != learned and len(train)]:
             for split in ("dev", "eval"):
                 test = manifest.subset(corpus=other, split=split)
-                if other == learned or len(train) == 0 or len(test) == 0:
+                if len(test) == 0:
                     continue
-                table = contamination(train, test, audio, workers)
+                table = contamination(train, test, audio, workers, heard)
                 table = table[(table.shared > 0) & ~table.kind.isin(["attack", "made from the same corpus"])]
                 table.insert(0, "train_corpus", learned)
                 table.insert(1, "corpus", other)

@@ -232,6 +232,11 @@ def _given(values: dict) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
+def _is_given(file: Path, values: dict) -> bool:
+    """Does a `given.yaml` hold these values?"""
+    return file.is_file() and file.read_text(encoding="utf-8") == _given(values)
+
+
 def _at_work(folder: Path) -> bool:
     """Is a process executing a recipe there?"""
     if not (folder / ".recipe.lock").exists():
@@ -274,7 +279,7 @@ def states(sweep: Sweep) -> dict[str, str]:
         folder = sweep.out / name
         given = folder / "given.yaml"
         result = folder / "result.json"
-        known = given.is_file() and given.read_text(encoding="utf-8") == _given(values)
+        known = _is_given(given, values)
         if known and result.is_file() and result.stat().st_mtime_ns >= given.stat().st_mtime_ns:
             found[name] = "done"
         elif _at_work(folder):
@@ -317,7 +322,7 @@ def write_sweep(sweep: Sweep) -> Path:
     """
     for name, values in sweep.runs.items():
         given = sweep.out / name / "given.yaml"
-        if not given.is_file() or given.read_text(encoding="utf-8") != _given(values):
+        if not _is_given(given, values):
             with atomic(given) as partial:
                 partial.write_text(_given(values), encoding="utf-8")
     plan: dict[str, Any] = {

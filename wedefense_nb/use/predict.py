@@ -205,14 +205,6 @@ def learn_evidence(
     )
 
 # %% ../../nbs/9_use/01_predict.ipynb #pred0017
-def _some(part: Manifest, most: int) -> Manifest:
-    """At most so many recordings of a manifest, always the same."""
-    if len(part) <= most:
-        return part
-    rows = np.random.default_rng(0).permutation(len(part))[:most]
-    return part.subset(utt=set(part.utterances.utt.iloc[np.sort(rows)]))
-
-
 def add_reference(
     folder,
     corpus: Manifest,
@@ -254,7 +246,7 @@ def add_reference(
     if holds_features(corpus):
         raise ValueError("a reference is made of sounds, and this manifest holds features")
     model = load_model(folder)
-    parts = {name: _some(corpus.subset(split=name), most) for name in (train, dev)}
+    parts = {name: corpus.subset(split=name).at_most(most) for name in (train, dev)}
     labels = {}
     for name, part in parts.items():
         labels[name] = label_ids(part.utterances.label)

@@ -138,13 +138,12 @@ def mix(
     """Join corpora into one manifest, after a look at what they hold and what they share."""
     import pandas as pd
 
-    from wedefense_nb.data.manifest import open_manifest
     from wedefense_nb.data.mixtures import by_corpus, crossed, mixture
 
     folders = dict(named_values(corpora, "corpus", "as"))
     if len(folders) < len(corpora):
         raise ValueError("two corpora have one name: give each a name of its own")
-    joined = mixture({name: open_manifest(Path(folder)) for name, folder in folders.items()}, out)
+    joined = mixture(folders, out)
     held = by_corpus(joined)
     typer.echo(held.to_string())
     sided = list(dict.fromkeys(name for name, _ in held.index[held.one_class]))

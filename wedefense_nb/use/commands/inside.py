@@ -363,7 +363,8 @@ def embed(
     for name, (_, kept) in drawn.items():
         typer.echo(f"{name}: {kept:.0%} of the {k} nearest neighbours kept (by chance {k / (len(rows) - 1):.0%})")
     if drawn:
-        paths = [manifest.paths()[at] for at in rows]
+        places = manifest.paths()
+        paths = [places[at] for at in rows]
         page = map_page(heard, paths, drawn)
         (out / "map.html").write_text(page, encoding="utf-8")
     typer.echo(f"written: {out}")

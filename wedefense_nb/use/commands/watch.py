@@ -16,8 +16,6 @@ from ..cli import app
 # %% ../../../nbs/9_use/11_watch.ipynb #wtch0007
 def _heap(data: Path, split: str, most: int, seed: int):
     """A heap of recordings: a manifest, or part of it."""
-    import numpy as np
-
     from wedefense_nb.data.manifest import open_manifest
     from wedefense_nb.features.stored import holds_features
 
@@ -31,10 +29,7 @@ def _heap(data: Path, split: str, most: int, seed: int):
     if not (data / "utterances.csv").is_file():  # the speaker is the folder, but not the folder of all
         at_top = ~heap.utterances.path.str.contains("/")
         heap.utterances["speaker"] = heap.utterances.speaker.mask(at_top, "")
-    if len(heap) > most:
-        rows = np.sort(np.random.default_rng(seed).permutation(len(heap))[:most])
-        heap = heap.subset(utt=list(heap.utterances.utt.iloc[rows]))
-    return heap
+    return heap.at_most(most, seed)
 
 
 def meaning(drifted: list[str], refused: tuple[float, float] | None) -> str:
