@@ -180,7 +180,7 @@ def plot_power(effect: float, noise: Noise, speakers: list[int], seeds: int, ax=
         ax.plot(trials, values, color=str(shade), label=f"{people} speakers")
     ax.axhline(80, color="grey", ls=":")
     ax.set(xscale="log", ylim=(0, 100), xlabel="trials", ylabel="power (%)", title=f"{seeds} seeds")
-    ax.legend(loc="upper left")
+    ax.legend(fontsize=8)
     return ax
 
 # %% ../../nbs/6_scores/06_planning.ipynb #plan0028
